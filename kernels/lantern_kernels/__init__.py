@@ -1,0 +1,20 @@
+"""Distillation losses with their gradients: mixtures of divergences, from logits or straight from hidden states."""
+
+from lantern_kernels.divergences import JS, KL, TVD, General, Pointwise, ReverseKL
+from lantern_kernels.heads import Head
+from lantern_kernels.loss import MixtureOutput, linear_mixture_loss, mixture_loss
+from lantern_kernels.terms import Term
+
+__all__ = [
+    "JS",
+    "KL",
+    "TVD",
+    "General",
+    "Head",
+    "MixtureOutput",
+    "Pointwise",
+    "ReverseKL",
+    "Term",
+    "linear_mixture_loss",
+    "mixture_loss",
+]

@@ -1,0 +1,125 @@
+"""What the public functions refuse before any work: messages name the argument, its value and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lantern_kernels.heads import Head
+from lantern_kernels.terms import Term, check_labels
+
+BACKENDS = ("torch",)
+
+
+def backend(name: str) -> None:
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(f"backend is {name!r}; available here are 'auto' and {', '.join(map(repr, BACKENDS))}")
+
+
+def mixture(
+    terms: Sequence[Term], temperature: float, cross_entropy: float, has_teacher: bool, has_targets: bool
+) -> None:
+    if isinstance(terms, (str, Term)):
+        raise ValueError(f"terms is {terms!r}; expected a sequence of Terms, such as [Term('kl')]")
+    check_labels(terms)
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature is {temperature!r}; expected a finite number above 0")
+    if not math.isfinite(cross_entropy):
+        raise ValueError(f"cross_entropy is {cross_entropy!r}; expected a finite weight")
+    if terms and not has_teacher:
+        raise ValueError(f"terms has {len(terms)} divergences but there is no teacher; give one, or no terms")
+    if cross_entropy != 0 and not has_targets:
+        raise ValueError(f"cross_entropy is {cross_entropy!r} but targets is None; give targets, or weight 0")
+    if not terms and cross_entropy == 0:
+        raise ValueError("terms is empty and cross_entropy is 0: there is nothing to compute; give one of them")
+
+
+def logits(name: str, tensor: Tensor, like: Tensor | None = None) -> None:
+    """A matrix of logits, with as many rows as `like` and on its device."""
+    _floating_matrix(name, tensor, "[N, V]")
+    if tensor.shape[1] == 0:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; expected at least one logit per row")
+    if like is not None:
+        _same_rows(name, tensor, like)
+
+
+def head(name: str, value: Head, like: Tensor | None = None) -> None:
+    """A consistent head, with as many rows as `like` and on its device."""
+    if not isinstance(value, Head):
+        raise ValueError(f"{name} is a {type(value).__name__}; expected a Head(hidden, weight)")
+    _floating_matrix(f"{name}.hidden", value.hidden, "[N, d]")
+    _floating_matrix(f"{name}.weight", value.weight, "[V, d]")
+    V, d = value.weight.shape
+    if V == 0:
+        raise ValueError(f"{name}.weight has shape {[V, d]}; expected at least one row, one per vocabulary entry")
+    if value.hidden.shape[1] != d:
+        raise ValueError(
+            f"{name}.weight has shape {[V, d]}; expected [V, {value.hidden.shape[1]}], as {name}.hidden has shape "
+            f"{list(value.hidden.shape)}"
+        )
+    _same_device(f"{name}.weight", value.weight, value.hidden)
+    if value.bias is not None:
+        if value.bias.shape != (V,) or not value.bias.is_floating_point():
+            raise ValueError(
+                f"{name}.bias has shape {list(value.bias.shape)} and dtype {value.bias.dtype}; expected a "
+                f"floating [{V}], one value per vocabulary entry"
+            )
+        _same_device(f"{name}.bias", value.bias, value.hidden)
+    if value.softcap is not None and not (math.isfinite(value.softcap) and value.softcap > 0):
+        raise ValueError(f"{name}.softcap is {value.softcap!r}; expected a finite number above 0, or None")
+    if not math.isfinite(value.scale):
+        raise ValueError(f"{name}.scale is {value.scale!r}; expected a finite number")
+    if like is not None:
+        _same_rows(f"{name}.hidden", value.hidden, like)
+
+
+def targets(value: Tensor, like: Tensor, classes: int, ignore_index: int) -> None:
+    if value.shape != like.shape[:1] or value.is_floating_point() or value.is_complex():
+        raise ValueError(
+            f"targets has shape {list(value.shape)} and dtype {value.dtype}; "
+            f"expected integers of shape [{like.shape[0]}]"
+        )
+    _same_device("targets", value, like)
+    wrong = ((value < 0) | (value >= classes)) & (value != ignore_index)
+    if wrong.any():
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(
+            f"targets[{row}] is {int(value[row])}; expected 0 to {classes - 1}, the student's vocabulary, "
+            f"or ignore_index ({ignore_index})"
+        )
+
+
+def row_weights(value: Tensor, like: Tensor) -> None:
+    if value.shape != like.shape[:1]:
+        raise ValueError(f"row_weights has shape {list(value.shape)}; expected [{like.shape[0]}], one weight per row")
+    _same_device("row_weights", value, like)
+    if not value.isfinite().all():
+        row = int((~value.isfinite()).nonzero()[0, 0])
+        raise ValueError(f"row_weights[{row}] is {float(value[row])}; expected finite weights, 0 to leave a row out")
+
+
+def chunk_size(value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"chunk_size is {value!r}; expected a number of rows, at least 1, or None")
+
+
+def _floating_matrix(name: str, tensor: Tensor, shape: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is a {type(tensor).__name__}; expected a tensor {shape}")
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {shape}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} has dtype {tensor.dtype}; expected a floating dtype")
+
+
+def _same_rows(name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.shape[0] != like.shape[0]:
+        raise ValueError(f"{name} has {tensor.shape[0]} rows; expected {like.shape[0]}, as many as the student has")
+    _same_device(name, tensor, like)
+
+
+def _same_device(name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{name} is on {tensor.device}; expected {like.device}, where the student is")

@@ -1,0 +1,128 @@
+"""The walk over chunks of rows in torch, with the gradient worked out on the way, and its place in autograd."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lantern_kernels.heads import Head, Rows, open_side, tensors_of, vocabulary
+from lantern_kernels.mixture import Mixture
+
+# Both sides' logits of a chunk. Larger chunks make better GEMMs: on a CPU most of that is had at 128 rows of a
+# vocabulary of 49k, while an accelerator wants a thousand rows and more.
+_CHUNK_BYTES_CPU = 64 << 20
+_CHUNK_BYTES_ACCELERATOR = 1 << 30
+_FEWEST_ROWS = 64
+
+# One tensor of the element-wise part. A dozen passes go over half a dozen of these, which are to stay in a CPU's cache.
+_TILE_BYTES_CPU = 3 << 19
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call with arguments that have been checked.
+
+    `weights` are the row weights ``[N]``, in the dtype of the computation, 0 where a row doesn't count; `rows` are
+    the ids of the rows that do, None for all of them.
+    """
+
+    student: Head | Tensor
+    teacher: Head | Tensor | None
+    mixture: Mixture
+    targets: Tensor | None
+    weights: Tensor
+    rows: Tensor | None
+    chunk_size: int | None
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """The loss, differentiable in the student's tensors, and the values ``[len(mixture.labels), N]``."""
+        student = tensors_of(self.student)
+        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in student):
+            loss, values = _GradientInForward.apply(self, *student)
+        else:
+            loss, values, _ = _walk(self, [False] * len(student))
+        return loss, values
+
+
+class _GradientInForward(torch.autograd.Function):
+    """A scalar whose gradient is known as soon as its value is, so that the backward only scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, job: Job, *student: Tensor | None) -> tuple[Tensor, Tensor]:
+        loss, values, gradients = _walk(job, ctx.needs_input_grad[1:])
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(values)
+        return loss, values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        # By far the most common factor, and the weight's gradient is the largest tensor here: spare its copy. On a
+        # device, looking at the factor would mean waiting for it, and the copy costs little.
+        if upstream.is_cpu and upstream == 1:
+            return None, *gradients
+        return None, *(None if gradient is None else gradient * upstream for gradient in gradients)
+
+
+def _walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """Loss, values, and the gradients of those of the student's tensors for which they're `wanted`."""
+    mixture, weights = job.mixture, job.weights
+    teacher_source = job.teacher if mixture.terms else None
+    columns = max(vocabulary(side) for side in (job.student, teacher_source) if side is not None)
+    tile_rows, chunk_rows = _sizes(job, columns)
+    values = weights.new_zeros(len(mixture.labels), len(weights))
+
+    with torch.no_grad(), torch.autocast(weights.device.type, enabled=False):
+        student = open_side(job.student, weights.dtype, chunk_rows, columns, wanted)
+        teacher = None if teacher_source is None else open_side(teacher_source, weights.dtype, chunk_rows, columns)
+        for rows in _split(job.rows, len(weights), chunk_rows):
+            s_chunk = student.read(rows)
+            t_chunk = None if teacher is None else teacher.read(rows)
+            w_chunk = weights[rows]
+            y_chunk = None if job.targets is None else job.targets[rows]
+            v_chunk = values.new_empty(len(values), len(w_chunk))
+            for start in range(0, len(w_chunk), tile_rows):
+                tile = slice(start, start + tile_rows)
+                logits = s_chunk[tile]
+                v_chunk[:, tile], gradient = mixture.rows(
+                    logits, _cut(t_chunk, tile), _cut(y_chunk, tile), with_gradient=any(wanted)
+                )
+                if gradient is not None:
+                    student.through_cap(gradient, logits)
+                    # The gradient takes the place of the logits: the chunk's memory serves twice.
+                    torch.mul(gradient, w_chunk[tile, None], out=logits)
+            values[:, rows] = v_chunk
+            if any(wanted):
+                student.take(rows, s_chunk)
+        loss = (mixture.coefficients(weights) @ values) @ weights
+        return loss, values, student.gradients()
+
+
+def _sizes(job: Job, columns: int) -> tuple[int, int]:
+    """Rows of a tile and of a chunk. Chunks are of even size, so that the last one isn't a sliver."""
+    row_bytes = columns * job.weights.element_size()
+    on_cpu = job.weights.is_cpu
+    budget = _CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ACCELERATOR
+    most = job.chunk_size or max(_FEWEST_ROWS, budget // (2 * row_bytes))
+    total = max(1, len(job.weights) if job.rows is None else len(job.rows))
+    chunk_rows = math.ceil(total / math.ceil(total / most))
+    tile_rows = max(1, _TILE_BYTES_CPU // row_bytes) if on_cpu else chunk_rows
+    return tile_rows, chunk_rows
+
+
+def _split(rows: Tensor | None, total: int, size: int) -> Iterator[Rows]:
+    if rows is None:
+        yield from (slice(start, min(start + size, total)) for start in range(0, total, size))
+    else:
+        yield from rows.split(size) if len(rows) else ()
+
+
+def _cut(tensor: Tensor | None, tile: slice) -> Tensor | None:
+    return None if tensor is None else tensor[tile]

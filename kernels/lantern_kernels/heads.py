@@ -1,0 +1,163 @@
+"""Where logits come from, and where their gradient goes: a model's head, or a tensor of logits.
+
+The loss walks over chunks of rows. It asks each side to write the logits of a chunk into a buffer, and gives the
+student's side the gradient of that chunk back. The two kinds of side look alike to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Rows = slice | Tensor
+"""A choice of rows: a slice where they're contiguous, which costs no copy, and ids where they aren't."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What a model contributes to its logits: ``softcap(scale·(hidden @ weightᵀ + bias))``.
+
+    Args:
+        hidden: Hidden states of the supervised positions, ``[N, d]``.
+        weight: The output embedding, ``[V, d]``.
+        bias: ``[V]``, or None.
+        softcap: c of ``softcap(x) = c·tanh(x/c)``, as Gemma's ``final_logit_softcapping``; None for none.
+        scale: Factor of the logits ahead of the cap: Cohere's ``logit_scale``, 1 / Granite's ``logits_scaling``.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+
+class Side(Protocol):
+    """One model's logits, by chunks of rows, and the gradients of what's behind them.
+
+    Chunks are as wide as the wider of the two vocabularies; the columns that a side lacks are −inf.
+    """
+
+    def read(self, rows: Rows) -> Tensor:
+        """Logits ``[n, columns]``, in a buffer that the next call writes over; the caller may, too."""
+
+    def through_cap(self, gradient: Tensor, logits: Tensor) -> None:
+        """Carry a gradient, ``[n, columns]``, back through what bends the logits, in place."""
+
+    def take(self, rows: Rows, gradient: Tensor) -> None:
+        """Note the gradient, ``[n, columns]``, of the logits of `rows` ahead of their cap. Each row comes once."""
+
+    def gradients(self) -> list[Tensor | None]:
+        """Those of the side's tensors, in the order of `tensors_of` and in their dtype; None for what isn't wanted."""
+
+
+class _ProjectedSide:
+    """The logits of a `Head`, projected in `dtype` whatever the dtype of the hidden states.
+
+    Rounding logits to bf16 makes q − p wrong by a fifth where student and teacher are close. So a weight of another
+    dtype is converted, once, and its copy held as long as the loss is being computed.
+    """
+
+    def __init__(self, head: Head, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool]):
+        self._head = head
+        self._weight = head.weight.to(dtype)
+        self._bias = None if head.bias is None else head.bias.to(dtype)
+        self._buffer = self._weight.new_empty(chunk_rows, columns)
+        hidden, weight, bias = wanted
+        self._hidden_gradient = torch.zeros_like(head.hidden) if hidden else None
+        self._weight_gradient = torch.empty_like(self._weight) if weight else None
+        self._bias_gradient = torch.zeros_like(self._bias) if bias and self._bias is not None else None
+        self._started = False
+
+    def read(self, rows: Rows) -> Tensor:
+        scale, softcap = self._head.scale, self._head.softcap
+        hidden = self._head.hidden[rows].to(self._weight.dtype)
+        chunk = self._buffer[: len(hidden)]
+        logits, absent = chunk[:, : len(self._weight)], chunk[:, len(self._weight) :]
+        absent.fill_(-math.inf)
+        if self._bias is None:
+            torch.mm(hidden, self._weight.t(), out=logits)
+            if scale != 1.0:
+                logits.mul_(scale)
+        else:
+            torch.addmm(self._bias, hidden, self._weight.t(), beta=scale, alpha=scale, out=logits)
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        return chunk
+
+    def through_cap(self, gradient: Tensor, logits: Tensor) -> None:
+        if (softcap := self._head.softcap) is not None:
+            gradient.mul_(1 - (logits / softcap).square_())
+
+    def take(self, rows: Rows, gradient: Tensor) -> None:
+        gradient, scale = gradient[:, : len(self._weight)], self._head.scale
+        if self._hidden_gradient is not None:
+            self._hidden_gradient[rows] = torch.mm(gradient, self._weight).mul_(scale).to(self._hidden_gradient.dtype)
+        if self._weight_gradient is not None:
+            hidden = self._head.hidden[rows].to(gradient.dtype)
+            # The first chunk overwrites: to clear the largest tensor here would cost a pass over it.
+            self._weight_gradient.addmm_(gradient.t(), hidden, beta=float(self._started), alpha=scale)
+            self._started = True
+        if self._bias_gradient is not None:
+            self._bias_gradient.add_(gradient.sum(0), alpha=scale)
+
+    def gradients(self) -> list[Tensor | None]:
+        if self._weight_gradient is not None and not self._started:
+            self._weight_gradient.zero_()
+        found = (self._hidden_gradient, self._weight_gradient, self._bias_gradient)
+        return [
+            None if gradient is None or tensor is None else gradient.to(tensor.dtype)
+            for gradient, tensor in zip(found, tensors_of(self._head), strict=True)
+        ]
+
+
+class _GivenSide:
+    """Logits that somebody else made, ``[N, V]``."""
+
+    def __init__(self, logits: Tensor, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool]):
+        self._logits = logits
+        self._buffer = logits.new_empty(chunk_rows, columns, dtype=dtype)
+        self._gradient = torch.zeros_like(logits) if any(wanted) else None
+
+    def read(self, rows: Rows) -> Tensor:
+        given = self._logits[rows]
+        chunk = self._buffer[: len(given)]
+        chunk[:, : given.shape[1]] = given
+        chunk[:, given.shape[1] :] = -math.inf
+        return chunk
+
+    def through_cap(self, gradient: Tensor, logits: Tensor) -> None:
+        """Nothing bends them here."""
+
+    def take(self, rows: Rows, gradient: Tensor) -> None:
+        if self._gradient is not None:
+            self._gradient[rows] = gradient[:, : self._gradient.shape[1]].to(self._gradient.dtype)
+
+    def gradients(self) -> list[Tensor | None]:
+        return [self._gradient]
+
+
+def open_side(
+    source: Head | Tensor, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool] | None = None
+) -> Side:
+    """Ready a side to be read by chunks of at most `chunk_rows`, gathering gradients of its tensors where `wanted`."""
+    if wanted is None:
+        wanted = [False] * len(tensors_of(source))
+    if isinstance(source, Head):
+        return _ProjectedSide(source, dtype, chunk_rows, columns, wanted)
+    return _GivenSide(source, dtype, chunk_rows, columns, wanted)
+
+
+def tensors_of(source: Head | Tensor) -> list[Tensor | None]:
+    """What a side's gradient may flow to: hidden, weight and bias of a head, or the logits themselves."""
+    return [source.hidden, source.weight, source.bias] if isinstance(source, Head) else [source]
+
+
+def vocabulary(source: Head | Tensor) -> int:
+    """The number of logits that a side has per row."""
+    return source.weight.shape[0] if isinstance(source, Head) else source.shape[1]

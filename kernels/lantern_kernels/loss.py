@@ -1,0 +1,156 @@
+"""Mixture losses from logits, or from hidden states and output embeddings without ever making N×V logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lantern_kernels import checks
+from lantern_kernels.engine import Job
+from lantern_kernels.heads import Head
+from lantern_kernels.mixture import Mixture
+from lantern_kernels.terms import Term
+
+
+class MixtureOutput(NamedTuple):
+    """A loss and what it's made of."""
+
+    loss: Tensor
+    """Scalar, ``Σ row_weight·(T²·Σ wₖ·Dₖ + c·CE)``."""
+    terms: dict[str, Tensor]
+    """Per label ``[N]``: nats, unweighted, without T², detached, 0 in rows that don't count."""
+
+
+def mixture_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    terms: Sequence[Term],
+    *,
+    temperature: float = 1.0,
+    targets: Tensor | None = None,
+    cross_entropy: float = 0.0,
+    row_weights: Tensor | None = None,
+    ignore_index: int = -100,
+    backend: str = "auto",
+) -> MixtureOutput:
+    """A mixture of divergences between two models' next-token distributions, plus cross entropy, from their logits.
+
+    ``loss = Σ_rows row_weight·(T²·Σ_k w_k·D_k(p, q) + cross_entropy·CE)`` with q = softmax(student/T), p =
+    softmax(teacher/T) and CE that of the untempered student. T² keeps the size of the gradient as T grows (Hinton et
+    al., arXiv 1503.02531).
+
+    Where the vocabularies differ in size (padding), the columns that one side lacks have probability 0 there. The
+    logarithm of a probability 0 is taken to be −10⁴, so that nothing is infinite or NaN: the reverse KL against a
+    teacher that excludes what the student says is large and finite.
+
+    Args:
+        student_logits: ``[N, V]`` of any floating dtype. The arithmetic is in float32, or in float64 if they are
+            float64; autocast doesn't touch it.
+        teacher_logits: ``[N, V']``. Gets no gradient. None is possible with no terms.
+        terms: The divergences and their weights. May be empty, for a plain cross entropy.
+        temperature: T > 0, of the divergences.
+        targets: Class ids ``[N]`` for the cross entropy. Rows with `ignore_index` count for nothing.
+        cross_entropy: The weight of the cross entropy, c.
+        row_weights: ``[N]``, finite, without gradient. 1 / (number of rows that count) by default. To normalise over a
+            global batch, give 1 / (number of supervised positions in it).
+        ignore_index: The target of rows that don't count.
+        backend: ``auto`` or ``torch``.
+
+    Returns:
+        The loss, differentiable once in `student_logits`, and the terms' values per row. The cross entropy is among
+        them if there are targets. A row that doesn't count (weight 0, or an ignored target) isn't read: its gradient
+        is exactly 0 even if its logits are NaN. If none counts, the loss is 0 with a gradient of zeros.
+
+    Raises:
+        ValueError: Before any work, naming the argument, its value and what was expected.
+    """
+    checks.logits("student_logits", student_logits)
+    if teacher_logits is not None:
+        checks.logits("teacher_logits", teacher_logits, like=student_logits)
+    mixture = _mixture(terms, temperature, cross_entropy, teacher_logits is not None, targets is not None, backend)
+    weights, rows = _rows_that_count(student_logits, student_logits.shape[1], targets, row_weights, ignore_index)
+    return _output(Job(student_logits, teacher_logits, mixture, targets, weights, rows, None))
+
+
+def linear_mixture_loss(
+    student: Head,
+    teacher: Head | Tensor | None,
+    terms: Sequence[Term],
+    *,
+    temperature: float = 1.0,
+    targets: Tensor | None = None,
+    cross_entropy: float = 0.0,
+    row_weights: Tensor | None = None,
+    ignore_index: int = -100,
+    backend: str = "auto",
+    chunk_size: int | None = None,
+) -> MixtureOutput:
+    """`mixture_loss` of logits that are projected by chunks of rows and never exist in full.
+
+    The gradient is worked out in the forward, while a chunk's logits are at hand: four GEMMs, 8·N·V·d FLOP, where
+    recomputing the logits in a backward takes six to eight. What is held is two chunks of logits, a float32 gradient
+    of the weight, and a float32 copy of each weight that isn't float32. A frozen head (a weight that requires no
+    gradient) spares its GEMM.
+
+    Args:
+        student: Its hidden states and output embedding. Gradients go to those of its tensors that require one.
+        teacher: A head, whose hidden size may differ from the student's, or logits ``[N, V']``; None with no terms.
+        terms: As in `mixture_loss`, and so are the other keywords.
+        chunk_size: Rows per chunk. By default so many that both sides' logits take 64 MiB on a CPU, 1 GiB on an
+            accelerator, yet at least 64.
+
+    Returns:
+        As `mixture_loss`.
+
+    Raises:
+        ValueError: Before any work, naming the argument, its value and what was expected.
+    """
+    checks.head("student", student)
+    if isinstance(teacher, Head):
+        checks.head("teacher", teacher, like=student.hidden)
+    elif teacher is not None:
+        checks.logits("teacher", teacher, like=student.hidden)
+    checks.chunk_size(chunk_size)
+    mixture = _mixture(terms, temperature, cross_entropy, teacher is not None, targets is not None, backend)
+    weights, rows = _rows_that_count(student.hidden, student.weight.shape[0], targets, row_weights, ignore_index)
+    return _output(Job(student, teacher, mixture, targets, weights, rows, chunk_size))
+
+
+def _mixture(
+    terms: Sequence[Term],
+    temperature: float,
+    cross_entropy: float,
+    has_teacher: bool,
+    has_targets: bool,
+    backend: str,
+) -> Mixture:
+    checks.backend(backend)
+    checks.mixture(terms, temperature, cross_entropy, has_teacher, has_targets)
+    return Mixture(tuple(terms), float(temperature), float(cross_entropy), has_targets)
+
+
+def _rows_that_count(
+    like: Tensor, classes: int, targets: Tensor | None, row_weights: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor | None]:
+    """Row weights ``[N]``, 0 where a row doesn't count, and the ids of the rows that do (None for all of them)."""
+    counts = torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
+    if targets is not None:
+        checks.targets(targets, like, classes, ignore_index)
+        counts &= targets != ignore_index
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if row_weights is None:
+        weights = counts.to(dtype) / counts.sum().clamp(min=1)
+    else:
+        checks.row_weights(row_weights, like)
+        weights = row_weights.detach().to(dtype) * counts
+        counts = weights != 0
+    rows = counts.nonzero()[:, 0]
+    return weights, None if len(rows) == len(counts) else rows
+
+
+def _output(job: Job) -> MixtureOutput:
+    loss, values = job.run()
+    return MixtureOutput(loss, dict(zip(job.mixture.labels, values, strict=True)))

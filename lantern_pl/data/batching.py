@@ -1,0 +1,113 @@
+"""The order of examples: a shuffle that depends on seed and epoch alone, and batches of examples of similar length."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from random import Random
+
+from torch.utils.data import Sampler
+
+from lantern_pl.errors import UserError
+
+
+class EpochShuffle(Sampler[int]):
+    """The numbers 0..size-1 in an order that is a function of `seed` and the epoch alone.
+
+    It reads no global random state, so a resumed run meets the same order whatever ran before. Lightning calls
+    `set_epoch`.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.size))
+        Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        return iter(order)
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class LengthBucketBatches(Sampler[list[int]]):
+    """Batches of examples of similar length, for one rank.
+
+    Within windows of some batches the sampler's order is sorted by length and cut into batches; these come in the
+    order in which the sampler drew the first example of each, which is random when the sampler is. So a batch needs
+    little padding, and yet each epoch has other batches, in an order that says nothing about their length.
+
+    Over all ranks each example comes exactly once an epoch, in training and in evaluation alike, and each rank has
+    the same number of batches. Nothing is repeated to fill up, since a repeated example counts twice in a metric:
+    instead batches differ in size by at most one, so whoever averages over batches must weight by their sizes. Sizes
+    are at most `batch_size`, with one exception: several ranks at `batch_size=1` get a few batches of two, as a rank
+    can't be left without.
+
+    All ranks work the same plan out of the same sampler and take turns in it: in each step they hold neighbours in
+    length, so none waits long for another. Use `Trainer(use_distributed_sampler=False)`.
+
+    Args:
+        sampler: draws each example once; Lightning calls its `set_epoch`.
+        lengths: length of each example, by its index.
+        batch_size: the most examples of one batch of one rank.
+        rank, world_size: this process, and how many there are.
+        bucket_batches: steps in a window. More save padding, fewer mix lengths better.
+
+    Raises:
+        UserError: where there are fewer examples than ranks.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler[int],
+        lengths: Sequence[int],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        bucket_batches: int = 16,
+    ) -> None:
+        if batch_size < 1 or bucket_batches < 1 or not 0 <= rank < world_size:
+            raise UserError(
+                f"batch_size is {batch_size}, bucket_batches {bucket_batches}, rank {rank} of {world_size}: "
+                "sizes must be at least 1, and the rank below the number of processes"
+            )
+        self.sampler = sampler
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.bucket_batches = bucket_batches
+        size = len(lengths)
+        if 0 < size < world_size:
+            raise UserError(
+                f"{size} examples can't be shared by {world_size} processes without counting some twice: "
+                f"use at most {size} devices, or more data"
+            )
+        # Every batch of every rank needs an example: this binds only at batch_size 1.
+        self._steps = min(-(-size // (batch_size * world_size)), size // world_size)
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.sampler)
+        drawn = {index: place for place, index in enumerate(order)}
+        for first in range(0, self._steps, self.bucket_batches):
+            last = min(first + self.bucket_batches, self._steps)
+            window = order[self._cut(first * self.world_size) : self._cut(last * self.world_size)]
+            window.sort(key=lambda index: self.lengths[index])  # stable: equals keep the sampler's order
+            start = self._cut(first * self.world_size)
+            steps = []
+            for step in range(first, last):
+                cuts = [self._cut(step * self.world_size + rank) - start for rank in range(self.world_size + 1)]
+                steps.append([window[a:b] for a, b in pairwise(cuts)])
+            steps.sort(key=lambda batches: drawn[batches[0][0]])
+            for batches in steps:
+                yield batches[self.rank]
+
+    def _cut(self, batch: int) -> int:
+        """Where a batch begins: batches of all ranks are as equal in size as can be."""
+        return batch * len(self.lengths) // max(1, self._steps * self.world_size)

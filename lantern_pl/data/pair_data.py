@@ -1,0 +1,186 @@
+"""PairDataModule: files of pairs to leak-free splits to batches of similar length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from rich.progress import track
+from torch.utils.data import Dataset, SequentialSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from lantern_pl.data.batching import EpochShuffle, LengthBucketBatches
+from lantern_pl.data.featurize import Example, Featurizer
+from lantern_pl.data.pair import Pair
+from lantern_pl.data.records import fingerprint, read_pairs
+from lantern_pl.data.splits import split_pairs
+from lantern_pl.errors import UserError
+from lantern_pl.tasks import Task
+
+
+class ExampleDataset(Dataset[Example]):
+    """Examples in memory: token ids, and the pair that they came from."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+@dataclass
+class Cut:
+    """How many pairs of a split `max_length` has shortened."""
+
+    pairs: int = 0
+    texts: int = 0
+    answers: int = 0
+
+
+class PairDataModule(LightningDataModule):
+    """(candidate, job) pairs from JSONL, Parquet or a `datasets` folder; see `lantern_pl.data.records` for the fields.
+
+    One file is split by job and by candidate together, so that no job and no candidate of the validation or test split was
+    seen in training.
+
+    Args:
+        path: the pairs to train on; validation and test pairs are split off unless they have files of their own.
+        val_path: pairs to validate on, or null to split them off `path`.
+        test_path: pairs to test on, or null to split them off `path`.
+        val_fraction: share of `path` for validation if there is no val_path.
+        test_fraction: share of `path` for the test if there is no test_path.
+        split_seed: which jobs and candidates go into which split.
+        task: the question, its levels, and the form of the answer.
+        max_length: longest example in tokens. Longer texts are cut, job and candidate alike, never the level.
+        batch_size: pairs in a micro-batch, on each device.
+        eval_batch_size: the same for validation, test and prediction.
+        num_workers: processes that collate batches; 0 does it in the training process.
+        shuffle_seed: order of the training pairs; a new one in each epoch.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        task: Task | None = None,
+        max_length: int = 512,
+        batch_size: int = 4,
+        eval_batch_size: int = 8,
+        num_workers: int = 0,
+        shuffle_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"max_length": max_length, "batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value < 1:
+                raise UserError(f"data.init_args.{name} is {value}: it must be at least 1.")
+        self.paths = {"train": path, "val": val_path, "test": test_path}
+        self.fractions = (val_fraction, test_fraction)
+        self.split_seed = split_seed
+        self.task = task or Task()
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.shuffle_seed = shuffle_seed
+        self.pairs: dict[str, list[Pair]] = {}
+        self.cuts: dict[str, Cut] = {}
+        self._examples: dict[str, list[Example]] = {}
+        self._featurizer: Featurizer[Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        student: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        self._featurizer = student.featurizer(self.task, self.max_length)
+        if stage == "predict":
+            path = self.paths["train"]
+            assert path is not None
+            self.pairs = {"predict": read_pairs(path, self.task)}
+        elif not self.pairs:
+            self.pairs = self._read_splits()
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
+        for split in wanted:
+            if split not in self._examples:
+                self._examples[split] = self._encode(split, supervised=stage != "predict")
+
+    def _read_splits(self) -> dict[str, list[Pair]]:
+        train_path, val_path, test_path = self.paths["train"], self.paths["val"], self.paths["test"]
+        assert train_path is not None
+        val_fraction = 0.0 if val_path else self.fractions[0]
+        test_fraction = 0.0 if test_path else self.fractions[1]
+        splits = split_pairs(read_pairs(train_path, self.task), val_fraction, test_fraction, self.split_seed)
+        pairs = {"train": list(splits.train), "val": list(splits.val), "test": list(splits.test)}
+        for split, path in (("val", val_path), ("test", test_path)):
+            if path:
+                pairs[split] = read_pairs(path, self.task)
+        counts = ", ".join(f"{len(rows)} {split}" for split, rows in pairs.items())
+        dropped = f"; {len(splits.dropped)} left out, whose job or candidate is in another split" if splits.dropped else ""
+        rank_zero_info(f"Pairs: {counts}{dropped}.")
+        return pairs
+
+    def _encode(self, split: str, supervised: bool) -> list[Example]:
+        assert self._featurizer is not None
+        pairs = self.pairs[split]
+        if not pairs:
+            raise UserError(f"There are no {split} pairs: set data.init_args.{split}_path or {split}_fraction.")
+        # A bar only where there is something to wait for.
+        rows = track(pairs, f"Tokenizing {split} pairs") if len(pairs) > 2000 else pairs
+        examples = [self._featurizer.encode(pair, supervised) for pair in rows]
+        cut = Cut(
+            pairs=len(pairs), texts=sum(e.texts_cut for e in examples), answers=sum(e.answer_cut for e in examples)
+        )
+        self.cuts[split] = cut
+        if cut.texts or cut.answers:
+            ends = f", and the end of {cut.answers} explanations" if cut.answers else ""
+            rank_zero_info(
+                f"max_length {self.max_length} cut the texts of {cut.texts} of {cut.pairs} {split} pairs{ends}; "
+                "every level is whole."
+            )
+        return examples
+
+    def train_dataloader(self) -> StatefulDataLoader[Example]:
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> StatefulDataLoader[Example]:
+        return self._loader("val", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> StatefulDataLoader[Example]:
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def predict_dataloader(self) -> StatefulDataLoader[Example]:
+        return self._loader("predict", self.eval_batch_size, shuffle=False)
+
+    def _loader(self, split: str, batch_size: int, shuffle: bool) -> StatefulDataLoader[Example]:
+        assert self._featurizer is not None and self.trainer is not None
+        examples = self._examples[split]
+        batches = LengthBucketBatches(
+            EpochShuffle(len(examples), self.shuffle_seed) if shuffle else SequentialSampler(examples),
+            lengths=[len(example.input_ids) for example in examples],
+            batch_size=batch_size,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return StatefulDataLoader(
+            ExampleDataset(examples),
+            batch_sampler=batches,
+            collate_fn=self._featurizer.collate,
+            num_workers=self.num_workers,
+        )
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Size and content hash of each split, for the manifest."""
+        return {
+            split: {"pairs": len(rows), "sha256": fingerprint(rows), **_cut(self.cuts.get(split))}
+            for split, rows in self.pairs.items()
+            if rows
+        }
+
+
+def _cut(cut: Cut | None) -> dict[str, int]:
+    return {} if cut is None else {"texts_cut": cut.texts, "explanations_cut": cut.answers}

@@ -1,0 +1,64 @@
+"""The Divergence contract: what a plugin author implements."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lantern_kernels import Term
+from torch import Tensor
+
+
+class Divergence:
+    """How far a student's next-token distribution is from the teacher's, one number per position, in nats.
+
+    The general form: implement `__call__`. The framework does the rest: the shift of labels, masks, chunks, the
+    temperature and T², weights, normalisation, precision, logging. Most divergences are pointwise and had better derive
+    from `PointwiseDivergence`, which is faster and never differentiates through autograd.
+
+    Attributes:
+        lantern_api: version of this contract that the class was written for.
+        name: under which its value is logged.
+        upper_bound: the largest value that it can take, None if it has no bound.
+    """
+
+    lantern_api: ClassVar[int] = 1
+    name: ClassVar[str]
+    upper_bound: float | None = None
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Divergence [n] of logits [n, V] that were already divided by the temperature; differentiable in the student."""
+        raise TypeError(f"{type(self).__name__} doesn't implement __call__(student_logits, teacher_logits)")
+
+    def term(self, weight: float, label: str | None = None) -> Term:
+        """This divergence as a term of a mixture, logged under `label` (its name by default)."""
+        return Term(self, weight=weight, label=label)
+
+
+class PointwiseDivergence(Divergence):
+    """A divergence of the form Σᵢ v(log pᵢ, log qᵢ), with p the teacher's and q the student's distribution."""
+
+    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """v, elementwise. Log-probabilities are finite: −inf comes as −1e4, whose exponential is 0."""
+        raise TypeError(f"{type(self).__name__} doesn't implement value(log_p, log_q)")
+
+    def slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """∂v/∂log q, elementwise. Unlike ∂v/∂q it stays bounded where q vanishes (forward KL: −p instead of −p/q)."""
+        raise TypeError(f"{type(self).__name__} doesn't implement slope(log_p, log_q)")
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        log_p, log_q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
+        return self.value(log_p.clamp_min(-1e4), log_q.clamp_min(-1e4)).sum(-1)
+
+
+@dataclass
+class WeightedDivergence:
+    """A divergence and its share of the distillation loss."""
+
+    divergence: Divergence
+    """The divergence, such as lantern_pl.divergences.js."""
+    weight: float = 1.0
+    """Its weight in the mixture."""
+    label: str | None = None
+    """The name that it's logged under; needed only when a mixture holds the same divergence twice."""
+
+    def term(self) -> Term:
+        return self.divergence.term(self.weight, self.label)

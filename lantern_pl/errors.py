@@ -1,0 +1,17 @@
+"""The one exception for what a user can put right: shown as a single message, exit code 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something in the config, the data or the installation is wrong; the message names it and says what to do."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with the known names nearest to `name`, or all of them when none is near."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f"Did you mean {' or '.join(repr(n) for n in near)}?"
+    return f"Known: {', '.join(known) if known else 'none'}."

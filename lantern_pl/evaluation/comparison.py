@@ -1,0 +1,107 @@
+"""The table and the texts that show what training has changed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+# Figure: what it says, and whether more of it is better. Everything else is a divergence or a loss, in nats.
+FIGURES = {
+    "accuracy": ("right level", True),
+    "macro_f1": ("F1, mean over levels", True),
+    "quadratic_kappa": ("agreement, weighted by distance", True),
+    "ece": ("calibration error of the level's probability", False),
+    "token_accuracy": ("right next token of the annotation", True),
+    "rouge_l": ("generated vs annotated explanation", True),
+    "valid_format": ("generated answers that can be read", True),
+    "cross_entropy": ("nats per supervised token or pair, to the annotation", False),
+}
+
+
+def comparison_table(untrained: Mapping[str, float], now: Mapping[str, float], title: str) -> Table:
+    """Figures of the untrained student beside the present ones, with their ratio where less is better."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("figure")
+    table.add_column("untrained", justify="right")
+    table.add_column("trained", justify="right")
+    table.add_column("trained / untrained", justify="right")
+    table.add_column("")
+    for name, value in now.items():
+        about, more_is_better = FIGURES.get(name, ("nats, divergence to the teacher", False))
+        before = untrained.get(name)
+        ratio = "" if before is None or before <= 0 or more_is_better else f"{value / before:.2f}"
+        table.add_row(name, "" if before is None else f"{before:.3f}", f"{value:.3f}", ratio, about)
+    return table
+
+
+def sample_table(sample: Mapping[str, str]) -> Table:
+    """One held-out pair's annotation and the answers of teacher, untrained and trained student, side by side."""
+    table = Table(title="One held-out pair, answered by each", title_justify="left", show_lines=True)
+    names = [name for name in ("annotation", "teacher", "untrained", "trained") if name in sample]
+    for name in names:
+        table.add_column(name, ratio=1)
+    table.add_row(*(escape(sample[name]) for name in names))
+    return table
+
+
+class ComparisonTable(Callback):
+    """Prints the table after each validation, and at the end of a fit the answers side by side."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        student: Any = pl_module
+        if trainer.is_global_zero and not trainer.sanity_checking and student.metrics:
+            title = f"Validation after {trainer.global_step} steps"
+            console_of(trainer).print(comparison_table(student.untrained_metrics, student.metrics, title))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        student: Any = pl_module
+        if trainer.is_global_zero:
+            console_of(trainer).print(comparison_table(student.untrained_metrics, student.metrics, "Test"))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        sample = getattr(pl_module, "sample", {})
+        if trainer.is_global_zero and "trained" in sample:
+            console_of(trainer).print(sample_table(sample))
+
+
+def console_of(trainer: Trainer) -> Console:
+    """The console of the progress bar while it is live, so that what is printed doesn't tear it."""
+    bar = trainer.progress_bar_callback
+    progress = bar.progress if isinstance(bar, RichProgressBar) else None
+    return progress.console if progress is not None else Console()
+
+
+def draw_curves(metrics_csv: Path, picture: Path, untrained: Mapping[str, float]) -> None:
+    """Draw the losses of a run over its steps, training as lines and validation as dots from the untrained student on."""
+    import csv
+
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    import matplotlib.pyplot as plt
+
+    with metrics_csv.open() as file:
+        rows = list(csv.DictReader(file))
+    not_drawn = {"learning_rate", "tokens_per_s", "loss"}
+    names = [c.removeprefix("train/") for c in (rows[0] if rows else {}) if c.startswith("train/")]
+    names = [name for name in names if name not in not_drawn]
+    if not names:
+        return
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=True):
+        for split, style in (("train", {"lw": 1.2}), ("val", {"marker": "o", "ls": "--"})):
+            points = [(int(r["step"]) + 1, float(r[f"{split}/{name}"])) for r in rows if r.get(f"{split}/{name}")]
+            if split == "val" and name in untrained:
+                points.insert(0, (0, untrained[name]))
+            if points:
+                axis.plot(*zip(*points, strict=True), label={"train": "training", "val": "held out"}[split], **style)
+        axis.set(title=name, xlabel="optimizer step", ylabel="nats", ylim=(0, None))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,66 @@
+"""Where the files of a model are: an embedded model, a folder, or a name on the model hub."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from lantern_pl import embedded
+from lantern_pl.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def locate(model: str) -> str:
+    """What to give to transformers for a model reference.
+
+    `embedded:NAME` is a model from an installed wheel; anything that exists is a folder; the rest is a name on the hub.
+    Raises UserError for an unknown embedded name, and for what looks like a path and doesn't exist.
+    """
+    if model.startswith(embedded.PREFIX):
+        return str(embedded.resolve(model))
+    if Path(model).is_dir():
+        if not (Path(model) / "config.json").is_file():
+            raise UserError(f"{model!r} is a folder without config.json: it holds no model that transformers can load.")
+        return model
+    if Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/student"):
+        raise UserError(
+            f"There is no model folder {model!r}. Give a folder that holds config.json, a name on the model hub such as "
+            f"'Qwen/Qwen3-0.6B', or one of {', '.join(embedded.PREFIX + name for name in embedded.MODELS)}."
+        )
+    return model
+
+
+def load_config(model: str) -> PretrainedConfig:
+    """The transformers config of a model reference. Raises UserError if it can't be had."""
+    try:
+        return AutoConfig.from_pretrained(locate(model), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The model {model!r} can't be loaded: {reason}. Is the name right, and is the hub reachable from here? "
+            f"Without a hub use a folder or {embedded.PREFIX}smollm2-135m."
+        ) from error
+
+
+def read_manifest(model: str) -> dict[str, Any] | None:
+    """The manifest of a student folder that this package has written, None for any other model."""
+    path = Path(locate(model)) / MANIFEST
+    if not path.is_file():
+        return None
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    return manifest
+
+
+def weights_identity(model: str) -> str:
+    """What tells these weights from others: the commit of a hub model, the hash of a folder's safetensors files."""
+    folder = Path(locate(model))
+    if not folder.is_dir():
+        return f"commit {getattr(load_config(model), '_commit_hash', None)}"
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256 {digest.hexdigest()[:16]}"

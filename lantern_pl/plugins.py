@@ -1,0 +1,85 @@
+"""Discovery of teacher and divergence plugins through entry points.
+
+A plugin is a class that a distribution registers in the entry-point group `lantern_pl.teachers` or
+`lantern_pl.divergences`. Configs name it by its alias, `lantern_pl.divergences.js`; the alias is what dumped configs and
+checkpoints keep, so a class can move without breaking them. Finding plugins reads metadata only; a plugin's code is
+imported when its alias is used, and a broken one harms nobody who doesn't use it.
+"""
+
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from lantern_pl.errors import UserError, did_you_mean
+
+API_VERSION = 1
+FIRST_PARTY = "lantern-pl"
+
+
+class PluginError(UserError, AttributeError):
+    """A plugin can't be used. Also an AttributeError, since aliases are looked up as attributes."""
+
+
+def discover(group: str, found: Iterable[EntryPoint] | None = None) -> dict[str, list[EntryPoint]]:
+    """Entry points of a group by name, without importing any. A first-party name has its first-party entry alone."""
+    by_name: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=group) if found is None else found:
+        by_name.setdefault(entry.name, []).append(entry)
+    for name, entries in by_name.items():
+        own = [entry for entry in entries if _distribution(entry) == FIRST_PARTY]
+        # The same distribution can be listed twice when it is installed both editable and from a wheel.
+        unique = {(_distribution(entry), entry.value): entry for entry in own[:1] or entries}
+        by_name[name] = list(unique.values())
+    return by_name
+
+
+def load(group: str, name: str, found: Iterable[EntryPoint] | None = None) -> type:
+    """Import the one plugin called `name`.
+
+    Raises PluginError if there is none (with the nearest names), if several distributions claim the name, if its import
+    fails, if it isn't a class, or if it was written for another version of the contract.
+    """
+    plugins = discover(group, found)
+    kind = group.rpartition(".")[2].removesuffix("s")
+    entries = plugins.get(name, [])
+    if not entries:
+        raise PluginError(f"There is no {kind} called {name!r}. {did_you_mean(name, plugins)}")
+    if len(entries) > 1:
+        claimants = " and ".join(describe(entry) for entry in entries)
+        raise PluginError(f"The {kind} {name!r} is claimed by {claimants}: uninstall one of them.")
+    entry = entries[0]
+    try:
+        plugin = entry.load()
+    except Exception as error:
+        raise PluginError(
+            f"The {kind} {name!r} from {describe(entry)} can't be imported: {type(error).__name__}: {error}. "
+            "Update or uninstall that distribution."
+        ) from error
+    version = getattr(plugin, "lantern_api", None)
+    if not isinstance(plugin, type) or version != API_VERSION:
+        raise PluginError(
+            f"The {kind} {name!r} from {describe(entry)} has lantern_api = {version!r}, this lantern-pl needs a class "
+            f"with lantern_api = {API_VERSION}: install versions that go together."
+        )
+    return plugin
+
+
+def describe(entry: EntryPoint) -> str:
+    """Distribution, version and entry-point value, for messages and manifests."""
+    version = entry.dist.version if entry.dist else "?"
+    return f"{_distribution(entry)} {version} ({entry.value})"
+
+
+def alias_lookup(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` (PEP 562) of a package whose attributes are the plugins of the group of its name."""
+
+    def lookup(name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return load(package, name)
+
+    return lookup, lambda: sorted(discover(package))
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "an unknown distribution"

@@ -1,0 +1,161 @@
+"""The folder that a run leaves: resolved config, logs, checkpoints, and the student with its manifest."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from lantern_pl.errors import UserError
+from lantern_pl.evaluation.comparison import draw_curves
+from lantern_pl.model_files import MANIFEST, weights_identity
+from lantern_pl.plugins import describe, discover
+from lantern_pl.students.student import Student
+
+CONFIG_KEY = "lantern_config"
+_VERSIONS = ("lantern-pl", "torch", "triton", "lightning", "transformers", "peft", "torchmetrics", "tokenizers")
+
+
+def start_folder(folder: Path) -> Path | None:
+    """Make an empty run folder. What is already there is moved aside to `NAME.1`, `NAME.2`, ...; returns where to."""
+    moved = None
+    if folder.exists() and any(folder.iterdir()):
+        number = 1
+        while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        folder.rename(moved)
+    folder.mkdir(parents=True, exist_ok=True)
+    return moved
+
+
+class RunFolder(Callback):
+    """Keeps the run's folder.
+
+    Args:
+        folder: where.
+        config: the resolved config as YAML; also put into each checkpoint.
+        resume: whether the run continues in a folder that is already there.
+        log: whether to keep CSV and TensorBoard logs in it.
+    """
+
+    def __init__(self, folder: Path, config: str, resume: bool, log: bool) -> None:
+        self.folder = folder
+        self.config = config
+        self.resume = resume
+        self.log = log
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # By now models and data were found to be right: a mistake leaves an earlier run's folder untouched.
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.is_global_zero:
+            if not self.resume and (moved := start_folder(self.folder)):
+                rank_zero_info(f"{self.folder} held an earlier run: moved to {moved}.")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(self.config)
+        trainer.strategy.barrier()
+        if self.log:
+            trainer.loggers = [CSVLogger(self.folder, name="csv"), TensorBoardLogger(self.folder, name="tensorboard")]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG_KEY] = self.config
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        assert isinstance(pl_module, Student)
+        self._write_student(trainer, pl_module)
+        csv_logger = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
+        if csv_logger is not None:
+            csv_logger.save()
+            draw_curves(Path(csv_logger.log_dir) / "metrics.csv", self.folder / "curves.png", pl_module.untrained_metrics)
+        rank_zero_info(f"Student, manifest, curves, logs and checkpoints are in {self.folder}.")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            assert isinstance(pl_module, Student)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / "test.json"
+            path.write_text(json.dumps(pl_module.metrics, indent=2) + "\n")
+            rank_zero_info(f"The figures are in {path}.")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        last = self.folder / "checkpoints" / "last.ckpt"
+        if isinstance(exception, KeyboardInterrupt) and last.exists():
+            rank_zero_info(f"Stopped. To go on: lantern fit --config {self.folder / 'config.yaml'} --ckpt_path last")
+
+    def _write_student(self, trainer: Trainer, student: Student) -> None:
+        folder = self.folder / "student"
+        folder.mkdir(parents=True, exist_ok=True)
+        student.write(folder)
+        (folder / MANIFEST).write_text(json.dumps(manifest(trainer, student, folder), indent=2) + "\n")
+
+
+def manifest(trainer: Trainer, student: Student, folder: Path) -> dict[str, Any]:
+    """What a student is and how it came about, in plain JSON values."""
+    teacher = getattr(student, "teacher", None)
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return {
+        "format": 1,
+        "kind": student.kind,
+        "weights": weights_identity(str(folder)),
+        "student": student.describe(),
+        "teacher": None
+        if teacher is None
+        else {"class": type(teacher).__name__, "cache_key": teacher.cache_key(), **teacher.identity()},
+        "task": {"levels": student.task.levels, "prompt": student.task.prompt, "answer": student.task.answer},
+        "data": {"path": data.paths["train"], "max_length": data.max_length, "splits": data.fingerprints()},
+        "steps": trainer.global_step,
+        "metrics": {"untrained": student.untrained_metrics, "trained": student.metrics},
+        "versions": {name: version for name in _VERSIONS if (version := _version(name))},
+        "python": platform.python_version(),
+        "plugins": {
+            group: {name: [describe(entry) for entry in entries] for name, entries in discover(group).items()}
+            for group in ("lantern_pl.teachers", "lantern_pl.divergences")
+        },
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+class PredictionFile(BasePredictionWriter):
+    """Writes one JSON line per pair, as the batches come."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(write_interval="batch")
+        self.path = folder / "predictions.jsonl"
+        self.unfinished = self.path.with_suffix(".jsonl.part")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            raise UserError("lantern predict runs on one device: set trainer.devices to 1 and trainer.num_nodes to 1.")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.unfinished.write_text("")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Iterable[dict[str, Any]],
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        with self.unfinished.open("a") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in prediction)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.unfinished.replace(self.path)
+        rank_zero_info(f"The answers are in {self.path}.")

@@ -1,0 +1,88 @@
+"""What a teacher says about a token or a pair, apart from where it came from.
+
+Token signals (`Hidden`, `Logits`) have one row for each supervised position of a batch, in the order of
+`TokenBatch.positions`. Pair signals (`LevelProbs`, `Annotation`) have one row for each pair.
+"""
+
+from dataclasses import dataclass
+
+from lantern_kernels import Head
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids that a token-scoring teacher is asked about.
+
+    input_ids, attention_mask: [B, L], right-padded.
+    positions: [B, L] bool; true where the model's output predicts a supervised token, N positions in all.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """How a model turns hidden states into logits: softcap(scale · (hidden @ weightᵀ + bias)).
+
+    weight: [V, d]; bias: [V] or None; softcap(x) = c·tanh(x/c), or none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def on(self, hidden: Tensor) -> Head:
+        """The linear form for hidden states [N, d]."""
+        return Head(hidden, self.weight, self.bias, softcap=self.softcap, scale=self.scale)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Hidden states and the head over them: logits are made chunk by chunk inside the loss, never all at once."""
+
+    hidden: Tensor
+    head: OutputHead
+
+    def for_loss(self) -> Head:
+        """What `lantern_kernels.linear_mixture_loss` takes as its teacher."""
+        return self.head.on(self.hidden)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Raw logits [N, V], for a teacher that has no hidden states to give."""
+
+    logits: Tensor
+
+    def for_loss(self) -> Tensor:
+        """What `lantern_kernels.linear_mixture_loss` takes as its teacher."""
+        return self.logits
+
+
+@dataclass(frozen=True)
+class LevelProbs:
+    """A distribution over the task's ordered fit levels: probs [B, K], rows sum to 1."""
+
+    probs: Tensor
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What an annotating teacher says about one pair.
+
+    `level` and `explanation` are None where the answer didn't have the task's format; `text` is the answer itself.
+    """
+
+    text: str
+    level: str | None
+    explanation: str | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def valid(self) -> bool:
+        return self.level is not None

@@ -1,0 +1,246 @@
+"""DecoderStudent: a small causal LM that explains the fit, taught by texts and by a teacher's logits."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lantern_kernels import Head, MixtureOutput, Term, linear_mixture_loss
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.text import ROUGEScore
+
+from lantern_pl.causal_lm import generate, hidden_at_positions, load_causal_lm, output_head
+from lantern_pl.data.featurize import DecoderBatch, DecoderFeaturizer
+from lantern_pl.data.pair import Pair
+from lantern_pl.depth_pruning import DepthPruning
+from lantern_pl.divergences.contract import WeightedDivergence
+from lantern_pl.errors import UserError
+from lantern_pl.students.lora import Lora, add_lora, write_merged
+from lantern_pl.students.student import Optimization, Student
+from lantern_pl.tasks import Task
+from lantern_pl.teachers.contract import Teacher
+from lantern_pl.text import fingerprint, load_tokenizer
+
+# Rows of logits at a time when only the best token is wanted.
+ARGMAX_CHUNK = 128
+
+
+class DecoderStudent(Student):
+    """A causal LM that learns to write the level and the explanation.
+
+    Its loss on the supervised tokens is cross_entropy · CE(explanation) + temperature² · Σ weight · divergence(teacher,
+    student), in one pass over hidden states: logits of all positions never exist at once. Without a teacher it is plain
+    supervised fine-tuning, which is how an in-house teacher is trained.
+
+    Args:
+        model: what the student starts from: embedded:smollm2-135m, a folder (such as an earlier stage's student), or a
+            name on the model hub.
+        layers: keep only some of the model's layers (depth pruning); null keeps all.
+        lora: train low-rank adapters instead of all weights; null trains all.
+        teacher: whose logits to learn from, such as lantern_pl.teachers.hf; null for plain fine-tuning.
+        mixture: divergences to the teacher and their weights. With a teacher and an empty list, the divergence is only
+            reported, not trained on.
+        cross_entropy: weight of the cross entropy on the annotated explanation.
+        temperature: softens both distributions in the divergences; cross entropy stays at temperature 1.
+        optimization: learning rate and its schedule.
+        max_new_tokens: length limit of generated explanations.
+        generate_pairs: how many held-out pairs to explain at each validation, for ROUGE-L and the valid-format rate.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        layers: DepthPruning | None = None,
+        lora: Lora | None = None,
+        teacher: Teacher | None = None,
+        mixture: list[WeightedDivergence] | None = None,
+        cross_entropy: float = 1.0,
+        temperature: float = 1.0,
+        optimization: Optimization | None = None,
+        max_new_tokens: int = 96,
+        generate_pairs: int = 4,
+    ) -> None:
+        super().__init__(optimization or Optimization())
+        self.model_name = model
+        self.layers = layers
+        self.lora = lora
+        self.terms: list[Term] = [weighted.term() for weighted in mixture or []]
+        self.cross_entropy = cross_entropy
+        self.temperature = temperature
+        self.max_new_tokens = max_new_tokens
+        self.generate_pairs = generate_pairs
+        self.tokenizer = load_tokenizer(model)
+        self.teacher = self._check_teacher(teacher)
+        if not self.terms and cross_entropy == 0:
+            raise UserError("The student has nothing to learn: give a mixture with a teacher, or a cross_entropy weight.")
+        lm = load_causal_lm(model, torch.float32, layers)
+        self.lm: nn.Module = (lm if lora is None else add_lora(lm, lora)).train()
+        # Adapters alone go into checkpoints; the frozen weights come from `model` again.
+        self.strict_loading = lora is None
+        self.sample: dict[str, str] = {}
+        self._start_metrics()
+
+    @property
+    def kind(self) -> Literal["decoder"]:
+        return "decoder"
+
+    def _check_teacher(self, teacher: Teacher | None) -> Teacher | None:
+        if teacher is None:
+            if self.terms:
+                raise UserError("model.mixture needs a teacher: give model.teacher, or leave the mixture empty.")
+            return None
+        if "score_tokens" not in teacher.capabilities:
+            raise UserError(
+                f"The teacher {type(teacher).__name__} can't score tokens (it can: "
+                f"{', '.join(sorted(teacher.capabilities))}); a decoder needs that. lantern_pl.teachers.hf can."
+            )
+        own = fingerprint(self.tokenizer)
+        if teacher.tokenizer_fingerprint != own:
+            raise UserError(
+                f"Teacher and student have different tokenizers: the teacher's fingerprint is "
+                f"{teacher.tokenizer_fingerprint}, that of the student {self.model_name!r} is {own}. Their token ids mean "
+                "different texts, so their logits can't be compared. Choose a student of the teacher's family."
+            )
+        return teacher
+
+    def featurizer(self, task: Task, max_length: int) -> DecoderFeaturizer:
+        return DecoderFeaturizer(self.tokenizer, task, max_length)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self._features = self.featurizer(self.task, self.trainer.datamodule.max_length)  # type: ignore[attr-defined]
+        if self.teacher is not None:
+            self.teacher.to(self.trainer.strategy.root_device)
+
+    # Loss
+
+    def summed_loss(self, batch: DecoderBatch) -> tuple[MixtureOutput, int]:
+        output, _ = self._mixture(batch, self.terms)
+        return output, len(batch.targets)
+
+    def _mixture(self, batch: DecoderBatch, terms: list[Term]) -> tuple[MixtureOutput, Head]:
+        """The loss summed over the N supervised positions, and the student's hidden states and head there."""
+        student = output_head(self.lm).on(hidden_at_positions(self.lm, batch.tokens))
+        teacher = None
+        if self.teacher is not None and terms:
+            teacher = self.teacher.score_tokens(batch.tokens).for_loss()
+        output = linear_mixture_loss(
+            student,
+            teacher,
+            terms if teacher is not None else [],
+            temperature=self.temperature,
+            targets=batch.targets,
+            cross_entropy=self.cross_entropy,
+            row_weights=torch.ones(len(batch.targets), device=self.device),
+        )
+        return output, student
+
+    # Evaluation
+
+    def _start_metrics(self) -> None:
+        reported = {term.label: term for term in self.terms}
+        # KL is the yardstick of every run, also where the mixture doesn't hold it or there is no mixture.
+        self.reported_terms = list({"kl": Term("kl", weight=0.0), **reported}.values()) if self.teacher else []
+        names = [*(term.label for term in self.reported_terms), "cross_entropy", "token_accuracy"]
+        self.means = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.valid_format = MeanMetric()
+        self.rouge = ROUGEScore(rouge_keys="rougeL")
+        self._to_explain: list[Pair] = []
+
+    @torch.no_grad()
+    def update_metrics(self, batch: DecoderBatch) -> None:
+        output, student = self._mixture(batch, self.reported_terms)
+        for name, values in output.terms.items():
+            self.means[name].update(values)
+        self.means["token_accuracy"].update((_best_tokens(student) == batch.targets).float())
+        self._to_explain += batch.pairs[: self.generate_pairs - len(self._to_explain)]
+
+    def finish_metrics(self) -> dict[str, float]:
+        texts = self.explain(self._to_explain)
+        for pair, text in zip(self._to_explain, texts, strict=True):
+            answer = self.task.parse_answer(text)
+            self.valid_format.update(float(answer is not None))
+            assert pair.level is not None and pair.explanation is not None
+            self.rouge.update(text, self.task.render_answer(pair.level, pair.explanation))
+        if texts:
+            self._remember_sample(self._to_explain[0], texts[0])
+        figures = {name: float(mean.compute()) for name, mean in self.means.items()}  # type: ignore[operator]
+        if texts:
+            figures["rouge_l"] = float(self.rouge.compute()["rougeL_fmeasure"])
+            figures["valid_format"] = float(self.valid_format.compute())
+        for metric in (*self.means.values(), self.valid_format, self.rouge):
+            metric.reset()  # type: ignore[operator]
+        self._to_explain = []
+        return figures
+
+    @torch.no_grad()
+    def explain(self, pairs: list[Pair]) -> list[str]:
+        """The student's answers about pairs, greedily decoded, all in one batch."""
+        training = self.lm.training
+        self.lm.eval()
+        prompts = [self._features.prompt(pair) for pair in pairs]
+        texts = generate(self.lm, self.tokenizer, prompts, self.max_new_tokens)
+        self.lm.train(training)
+        return texts
+
+    @rank_zero_only
+    def _remember_sample(self, pair: Pair, text: str) -> None:
+        """One held-out pair, answered by the teacher, the untrained and the trained student, for a person to read."""
+        if not self.sample:
+            self.sample = {"annotation": self.task.render_answer(pair.level or "", pair.explanation or "")}
+            if self.teacher is not None and "annotate" in self.teacher.capabilities:
+                self.sample["teacher"] = self.teacher.annotate([pair], self.task)[0].text
+        self.sample["untrained" if self.trainer.sanity_checking else "trained"] = text
+
+    def predict_step(self, batch: DecoderBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """One record per pair: its id, the answer's text, and what could be read from it."""
+        texts = self.explain(batch.pairs)
+        records = []
+        for pair, text in zip(batch.pairs, texts, strict=True):
+            answer = self.task.parse_answer(text)
+            level, explanation = (answer.level, answer.explanation) if answer else (None, None)
+            records.append({"pair_id": pair.pair_id, "text": text, "level": level, "explanation": explanation})
+        return records
+
+    # Files
+
+    def write(self, folder: Path) -> None:
+        if self.lora is None:
+            self.lm.save_pretrained(folder)  # type: ignore[operator]
+        else:
+            base = load_causal_lm(self.model_name, torch.float32, self.layers)
+            write_merged(self.lm, base, folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "started_from": self.model_name,
+            "layers": None if self.layers is None else asdict(self.layers),
+            "lora": None if self.lora is None else asdict(self.lora),
+            "loss": {
+                "cross_entropy": self.cross_entropy,
+                "temperature": self.temperature,
+                "mixture": {term.label: term.weight for term in self.terms},
+            },
+            "parameters": sum(parameter.numel() for parameter in self.lm.parameters()),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["sample"] = self.sample
+        if self.lora is not None:
+            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.sample = checkpoint.get("sample", {})
+
+
+def _best_tokens(student: Head) -> Tensor:
+    """The most probable token [N] at each position. Scale and soft cap are monotonic, so only the bias counts."""
+    weight = student.weight.to(student.hidden.dtype)
+    chunks = student.hidden.split(ARGMAX_CHUNK)
+    return torch.cat([nn.functional.linear(rows, weight, student.bias).argmax(-1) for rows in chunks])

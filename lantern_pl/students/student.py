@@ -1,0 +1,184 @@
+"""What the two students share: the loss over the global batch, the optimizer, and the table of untrained and trained."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lantern_kernels import MixtureOutput
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from transformers import get_scheduler
+
+from lantern_pl.data.featurize import Batch, Featurizer
+from lantern_pl.tasks import Task
+
+ScheduleName = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the student's weights are updated: AdamW with a warm-up and a schedule."""
+
+    learning_rate: float = 5e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay; biases and norms are left alone."""
+    warmup: float = 0.1
+    """Share of all optimizer steps during which the learning rate rises to its peak."""
+    schedule: ScheduleName = "cosine"
+    """What follows the warm-up, until the last step: constant, linear or cosine decay to 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's running averages."""
+
+
+class Student(LightningModule, ABC):
+    """A model that is trained to answer like its teacher. Use DecoderStudent or EncoderStudent.
+
+    Gradients are sums over rows (supervised positions or pairs) until the optimizer steps; then they are divided once, by
+    the number of rows in the global batch, over all ranks and accumulated micro-batches. A mean of the micro-batches'
+    means would give rows of short micro-batches more weight.
+    """
+
+    task: Task
+
+    def __init__(self, optimization: Optimization) -> None:
+        super().__init__()
+        self.optimization = optimization
+        self.untrained_metrics: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+        self._window_rows = 0
+        self._window_tokens = 0
+        self._window_sums: dict[str, Tensor] = {}
+        self._window_started = time.perf_counter()
+
+    @property
+    @abstractmethod
+    def kind(self) -> Literal["decoder", "encoder"]:
+        """Which of the two students it is; stands in the manifest."""
+
+    @abstractmethod
+    def featurizer(self, task: Task, max_length: int) -> Featurizer:
+        """How this student turns pairs into tensors."""
+
+    @abstractmethod
+    def summed_loss(self, batch: Any) -> tuple[MixtureOutput, int]:
+        """The loss summed over the batch's rows, with its terms by row; and the number of rows."""
+
+    @abstractmethod
+    def update_metrics(self, batch: Any) -> None:
+        """Take one evaluation batch into account."""
+
+    @abstractmethod
+    def finish_metrics(self) -> dict[str, float]:
+        """Figures over all that `update_metrics` has seen, over all ranks; starts anew."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Write the student as a folder that transformers loads without this package."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says about how this student was made."""
+
+    def setup(self, stage: str) -> None:
+        self.task = self.trainer.datamodule.task  # type: ignore[attr-defined]
+
+    # Training
+
+    def on_train_start(self) -> None:
+        self._start_window()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output, rows = self.summed_loss(batch)
+        self._window_rows += rows
+        self._window_tokens += batch.token_count
+        sums = {name: values.sum() for name, values in output.terms.items()}
+        for name, value in {"loss": output.loss.detach(), **sums}.items():
+            self._window_sums[name] = self._window_sums.get(name, torch.zeros_like(value)) + value
+        # Lightning divides by the number of micro-batches; the right divisor is known only when the optimizer steps.
+        return output.loss * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Normalise the gradients over the global batch and log its figures. Runs before gradients are clipped."""
+        world = self.trainer.world_size
+        local = torch.stack(
+            [
+                *(value.double() for value in self._window_sums.values()),
+                *torch.tensor([self._window_rows, self._window_tokens], dtype=torch.double, device=self.device),
+            ]
+        )
+        total = self.trainer.strategy.reduce(local, reduce_op="sum") if world > 1 else local
+        assert isinstance(total, Tensor)
+        *sums, rows, tokens = total.tolist()
+        # The strategy has averaged the gradients over the ranks: they are sums over rows divided by the world's size.
+        factor = world / max(rows, 1)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        seconds = time.perf_counter() - self._window_started
+        figures = {name: value / max(rows, 1) for name, value in zip(self._window_sums, sums, strict=True)}
+        figures["tokens_per_s"] = tokens / seconds
+        for name, value in figures.items():
+            self.log(f"train/{name}", value, prog_bar=True, batch_size=1)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"], batch_size=1)
+        self._start_window()
+
+    def _start_window(self) -> None:
+        self._window_rows = self._window_tokens = 0
+        self._window_sums = {}
+        self._window_started = time.perf_counter()
+
+    def configure_optimizers(self) -> Any:
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.optimization.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.optimization.learning_rate,
+            betas=self.optimization.betas,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.optimization.warmup * steps)
+        name = "constant_with_warmup" if self.optimization.schedule == "constant" else self.optimization.schedule
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.update_metrics(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.update_metrics(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        figures = self.finish_metrics()
+        if self.trainer.sanity_checking:
+            # The sanity check runs over the whole validation set (num_sanity_val_steps: -1), before the first step.
+            # After a resume it sees trained weights; the checkpoint has brought the true figures along.
+            self.untrained_metrics = self.untrained_metrics or figures
+            return
+        self.metrics = figures
+        self._log_all("val", figures)
+
+    def on_test_epoch_end(self) -> None:
+        self.metrics = self.finish_metrics()
+        self._log_all("test", self.metrics)
+
+    def _log_all(self, split: str, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self.log(f"{split}/{name}", value, batch_size=1)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["untrained_metrics"] = self.untrained_metrics
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.untrained_metrics = checkpoint.get("untrained_metrics", {})

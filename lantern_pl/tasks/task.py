@@ -1,0 +1,93 @@
+"""A task as data: ordered levels, a prompt, and an answer that can be read back."""
+
+import re
+from dataclasses import dataclass, field
+from string import Formatter
+
+from lantern_pl.errors import UserError
+
+JOB_FIT_PROMPT = """\
+Judge how well the candidate fits the job. Answer with the fit level ({levels}), then explain it by the job's \
+requirements, quoting the candidate.
+
+Job:
+{job_text}
+
+Candidate:
+{candidate_text}"""
+
+JOB_FIT_ANSWER = "Fit: {level}\n{explanation}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion that was read back: a known level and the explanation that follows it."""
+
+    level: str
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """The question that teachers and students answer about a (candidate, job) pair. The defaults are job-person fit."""
+
+    levels: list[str] = field(default_factory=lambda: ["low", "medium", "high"])
+    """Names of the fit levels, ordered from the worst fit to the best."""
+    prompt: str = JOB_FIT_PROMPT
+    """What the model is asked. Must hold {job_text} and {candidate_text}; may hold {levels}."""
+    answer: str = JOB_FIT_ANSWER
+    """What the model should answer. Must hold {level} and, after it, {explanation}."""
+
+    def __post_init__(self) -> None:
+        if len(self.levels) < 2 or len(set(self.levels)) != len(self.levels) or not all(self.levels):
+            raise UserError(f"task.levels is {self.levels!r}: give at least two different, non-empty names, worst first")
+        self._check_template("prompt", self.prompt, required={"job_text", "candidate_text"}, optional={"levels"})
+        self._check_template("answer", self.answer, required={"level", "explanation"}, optional=set())
+        if self.answer.index("{level}") > self.answer.index("{explanation}"):
+            raise UserError("task.answer must hold {level} before {explanation}: the level is what is never truncated")
+
+    @staticmethod
+    def _check_template(name: str, template: str, required: set[str], optional: set[str]) -> None:
+        try:
+            found = {part for _, part, _, _ in Formatter().parse(template) if part is not None}
+        except ValueError as error:
+            raise UserError(f"task.{name} is not a valid template ({error}); write {{{{ for a literal brace") from error
+        if not required <= found or found - required - optional:
+            raise UserError(
+                f"task.{name} holds the fields {sorted(found)}; it must hold {sorted(required)}"
+                + (f" and may hold {sorted(optional)}" if optional else "")
+            )
+
+    def render_prompt(self, job_text: str, candidate_text: str) -> str:
+        """The question about one pair, before any chat template."""
+        return self.prompt.format(levels=", ".join(self.levels), job_text=job_text, candidate_text=candidate_text)
+
+    def render_answer(self, level: str, explanation: str) -> str:
+        """The completion that says `level` and `explanation`."""
+        return self.answer.format(level=level, explanation=explanation)
+
+    @property
+    def answer_prefix(self) -> str:
+        """What every answer begins with, up to where the level stands, without trailing white space."""
+        return self.answer.split("{level}")[0].rstrip()
+
+    def verbalised_levels(self) -> list[str]:
+        """The continuations of `answer_prefix` that name each level, in order."""
+        gap = self.answer.split("{level}")[0][len(self.answer_prefix) :]
+        return [gap + level for level in self.levels]
+
+    def parse_answer(self, text: str) -> Answer | None:
+        """Read a completion back; None if it doesn't have the format, names no known level, or explains nothing."""
+        before, rest = self.answer.split("{level}")
+        between, after = rest.split("{explanation}")
+        levels = "|".join(re.escape(level) for level in sorted(self.levels, key=len, reverse=True))
+        pattern = f"{_loose(before)}({levels}){_loose(between)}(.*?){_loose(after)}"
+        match = re.fullmatch(pattern, text.strip(), flags=re.DOTALL)
+        if match is None or not match[2].strip():
+            return None
+        return Answer(level=match[1], explanation=match[2].strip())
+
+
+def _loose(literal: str) -> str:
+    """A pattern for literal text in which any white space matches any other: models differ in line ends."""
+    return r"\s+".join(re.escape(part) for part in re.split(r"\s+", literal))

@@ -1,0 +1,51 @@
+"""The `encoder` teacher: an encoder student of an earlier stage gives level distributions to the next."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+
+from lantern_pl.data.featurize import EncoderFeaturizer
+from lantern_pl.data.pair import Pair
+from lantern_pl.errors import UserError
+from lantern_pl.model_files import weights_identity
+from lantern_pl.pair_classifier import is_classifier, load_classifier
+from lantern_pl.signals import LevelProbs
+from lantern_pl.tasks import Task
+from lantern_pl.teachers.contract import Teacher
+from lantern_pl.text import load_tokenizer
+
+
+class EncoderTeacher(Teacher):
+    """A saved encoder student as the teacher of another encoder.
+
+    Args:
+        model: folder of the student.
+        max_length: longest input in tokens; longer texts are cut as in training.
+    """
+
+    capabilities = frozenset({"level_probs"})
+
+    def __init__(self, model: str, max_length: int = 512) -> None:
+        if not is_classifier(model):
+            raise UserError(f"{model!r} is not the folder of an encoder student: give one, or use lantern_pl.teachers.hf.")
+        self.model_name = model
+        self.max_length = max_length
+        self.tokenizer = load_tokenizer(model)
+        self.classifier = load_classifier(model).requires_grad_(False).eval()
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.model_name, "weights": weights_identity(self.model_name), "max_length": self.max_length}
+
+    def to(self, device: torch.device) -> Self:
+        self.classifier.to(device)
+        return self
+
+    @torch.no_grad()
+    def level_probs(self, pairs: Sequence[Pair], task: Task) -> LevelProbs:
+        if task.levels != self.classifier.levels:
+            raise UserError(f"The teacher {self.model_name!r} knows the levels {self.classifier.levels}, not {task.levels}.")
+        featurizer = EncoderFeaturizer(self.tokenizer, task, self.max_length)
+        batch = featurizer.collate([featurizer.encode(pair, supervised=False) for pair in pairs])
+        device = next(self.classifier.parameters()).device
+        return LevelProbs(self.classifier(batch.to(device).inputs).softmax(-1))
