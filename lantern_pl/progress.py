@@ -37,4 +37,4 @@ def quiet_libraries() -> None:
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    return "Tip:" not in text and "TPU available" not in text
+    return not any(noise in text for noise in ("Tip:", "TPU available", "to estimate number of stepping batches"))

@@ -15,7 +15,8 @@ def fit_texts(
 
     Each text may have half of the budget, and what one leaves the other may take, so a long text never displaces the
     other. Cuts fall on white space where there is some near. Tokens are counted for each text on its own, without
-    special tokens. With fewer than some 10 tokens for each, nothing may remain of a text: one character can take several.
+    special tokens. With fewer than some 10 tokens for each, nothing may remain of a text, since one character can take
+    several.
 
     Raises UserError if the tokenizer can't tell where its tokens stand in the text.
     """

@@ -12,14 +12,14 @@ from rich.table import Table
 
 # Figure: what it says, and whether more of it is better. Everything else is a divergence or a loss, in nats.
 FIGURES = {
-    "accuracy": ("right level", True),
+    "accuracy": ("share of right levels", True),
     "macro_f1": ("F1, mean over levels", True),
-    "quadratic_kappa": ("agreement, weighted by distance", True),
-    "ece": ("calibration error of the level's probability", False),
-    "token_accuracy": ("right next token of the annotation", True),
-    "rouge_l": ("generated vs annotated explanation", True),
-    "valid_format": ("generated answers that can be read", True),
-    "cross_entropy": ("nats per supervised token or pair, to the annotation", False),
+    "quadratic_kappa": ("agreement by distance", True),
+    "ece": ("calibration error", False),
+    "token_accuracy": ("right next tokens", True),
+    "rouge_l": ("generated text, ROUGE-L", True),
+    "valid_format": ("generated text readable", True),
+    "cross_entropy": ("nats, to the annotation", False),
 }
 
 
@@ -29,10 +29,10 @@ def comparison_table(untrained: Mapping[str, float], now: Mapping[str, float], t
     table.add_column("figure")
     table.add_column("untrained", justify="right")
     table.add_column("trained", justify="right")
-    table.add_column("trained / untrained", justify="right")
-    table.add_column("")
+    table.add_column("ratio", justify="right")
+    table.add_column("what it is")
     for name, value in now.items():
-        about, more_is_better = FIGURES.get(name, ("nats, divergence to the teacher", False))
+        about, more_is_better = FIGURES.get(name, ("nats, to the teacher", False))
         before = untrained.get(name)
         ratio = "" if before is None or before <= 0 or more_is_better else f"{value / before:.2f}"
         table.add_row(name, "" if before is None else f"{before:.3f}", f"{value:.3f}", ratio, about)

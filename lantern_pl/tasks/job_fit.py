@@ -233,7 +233,7 @@ OCCUPATIONS: tuple[Occupation, ...] = (
         deeds=_DATA_DEEDS,
     ),
     Occupation(
-        titles=("Data Scientist", "Machine Learning Engineer", "Applied Scientist"),
+        titles=("Data Scientist", "Applied Scientist", "Decision Scientist"),
         domains=("fraud detection", "streaming media", "crop yields", "online grocery"),
         skills=(
             "Python", "R", "SQL", "Machine Learning", "Deep Learning", "PyTorch", "TensorFlow", "Scikit-learn",

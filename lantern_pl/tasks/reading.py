@@ -71,8 +71,10 @@ class Vocabulary:
     def find(self, text: str, span: Span) -> Iterator[tuple[str, Span]]:
         """Each mention of a skill in text[span]: its name and where it stands."""
         for match in self._pattern.finditer(text, *span):
-            if match[0].lower() not in _ORDINARY or match[0] in ORDINARY_WORDS:
-                yield self._names[match[0].lower()], match.span()
+            # Letters such as "ſ" match without being the same in lower case: then there is no name.
+            name = self._names.get(match[0].lower())
+            if name is not None and (match[0].lower() not in _ORDINARY or match[0] in ORDINARY_WORDS):
+                yield name, match.span()
 
 
 def read_job(text: str, vocabulary: Vocabulary) -> list[Requirement]:
@@ -85,16 +87,15 @@ def read_job(text: str, vocabulary: Vocabulary) -> list[Requirement]:
     found: dict[str, str] = {}
     years: Requirement | None = None
     rank: Requirement | None = None
-    for (start, end), kind, listed in _job_sentences(text):
-        sentence = text[start:end]
-        for name in [name for name, _ in vocabulary.find(text, (start, end))] + (
-            _unknown_items(text, (start, end), vocabulary) if listed else []
-        ):
-            if found.get(name) != "must":
-                found[name] = kind
-        if rank is None and (match := _SENIORITY.search(sentence)):
+    for span, kind, listed in _job_sentences(text):
+        names = [name for name, _ in vocabulary.find(text, span)]
+        if listed:
+            names += _unknown_items(text[slice(*span)], vocabulary)
+        for name in names:
+            found[name] = max(found.get(name, "other"), kind, key=_KINDS.index)
+        if rank is None and (match := _SENIORITY.search(text, *span)):
             rank = Requirement("seniority", *_rank(match))
-        if years is None and kind != "nice" and (match := _find_years(sentence)):
+        if years is None and kind != "nice" and (match := _most_years(text, span)):
             amount = _number(match[1])
             years = Requirement("years", f"{amount:g} years", amount)
     marked = "must" in found.values()
@@ -117,7 +118,7 @@ def read_candidate(text: str, vocabulary: Vocabulary) -> Claims:
     for span in own:
         for name, place in vocabulary.find(text, span):
             skills.setdefault(name, _evidence(text, place, span))
-        if match := _find_years(text, span):
+        if match := _most_years(text, span):
             years.append(Claim(_number(match[1]), match[0]))
         for match in _SENIORITY.finditer(text, *span):
             ranks.append(Claim(_rank(match)[1], match[0].strip("()")))
@@ -135,9 +136,12 @@ def _any(*patterns: str) -> re.Pattern[str]:
 
 
 def _alternatives(words: Iterable[str]) -> str:
-    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    # ASCII, or "ſix" would match "six" and then be no known word.
+    return f"(?a:{'|'.join(re.escape(word) for word in sorted(words, key=len, reverse=True))})"
 
 
+_KINDS = ("other", "nice", "must")
+"""What a sentence may say of its skills, the stronger word last."""
 _ORDINARY = frozenset(word.lower() for word in ORDINARY_WORDS)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[;\n]|,?\s+but\s+")
 _MUST = _any("must", "require[sd]?", "need(?:ed|s)?", "essential", "mandatory", "you bring", "we expect", "at least")
@@ -147,7 +151,7 @@ _NOT_ASKED = _any("not part of", "not required", "not needed", "(?:no|don't|do n
 _NOT_OWN = _any(
     # wishes
     "to learn", "pick up", "interested in", "curious about", "keen (?:to|on)",
-    "(?:want|hope|plan)s? to", "(?:hop|plann|look)ing (?:to|for)",
+    "(?:want|hope|plan)s? to", "(?:hop|plann|look)ing to", "looking for",
     # what is missing
     r"no (?:\w+ )?(?:experience|knowledge)", r"(?:not|never|\w+n't) (?:yet )?(?:used?|work(?:ed)?|touched|tried)",
     # what others did
@@ -192,7 +196,8 @@ def _job_sentences(text: str) -> Iterator[tuple[Span, str, bool]]:
     for line in text.splitlines(keepends=True):
         start, position = position, position + len(line)
         head, colon, body = line.partition(":")
-        heading = _kind(head, _MUST_HEADING) if colon and len(head) <= 40 else "other"
+        is_heading = colon and len(head) <= 40 and not _SENTENCE_END.search(head)
+        heading = _kind(head, _MUST_HEADING) if is_heading else "other"
         if colon and not body.strip():
             section = heading
         elif line.strip() and not line.lstrip().startswith(("-", "*", "•")):
@@ -209,16 +214,14 @@ def _kind(words: str, must: re.Pattern[str]) -> str:
     return "nice" if _NICE.search(words) else "must" if must.search(words) else "other"
 
 
-def _unknown_items(text: str, span: Span, vocabulary: Vocabulary) -> list[str]:
-    items = re.finditer(r"[^,:]+", text[slice(*span)].partition(":")[2])
-    names = [match[0].strip() for match in items]
-    return [
-        name for name in names if name and len(name.split()) <= 3 and not list(vocabulary.find(name, (0, len(name))))
-    ]
+def _unknown_items(sentence: str, vocabulary: Vocabulary) -> list[str]:
+    """The items of "Skills: a, b, c" that the vocabulary doesn't know, where they are short enough for a skill."""
+    items = [item.strip() for item in sentence.partition(":")[2].split(",")]
+    return [item for item in items if 0 < len(item.split()) <= 3 and not any(vocabulary.find(item, (0, len(item))))]
 
 
-def _find_years(text: str, span: Span | None = None) -> re.Match[str] | None:
-    return max(_YEARS.finditer(text, *(span or ())), key=lambda match: _number(match[1]), default=None)
+def _most_years(text: str, span: Span) -> re.Match[str] | None:
+    return max(_YEARS.finditer(text, *span), key=lambda match: _number(match[1]), default=None)
 
 
 def _number(word: str) -> float:

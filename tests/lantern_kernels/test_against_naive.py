@@ -5,9 +5,10 @@ import torch
 from lantern_kernels import Head, Term, linear_mixture_loss, mixture_loss
 from naive import MIXTURES, naive_head, naive_loss
 
-# Of the largest gradient, and of the loss. The arithmetic is float32 for the half dtypes too: what's left is the rounding
-# of the returned gradient to 8 and 11 significant bits.
-GRADIENT_TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
+# Relative to the largest gradient, and to the loss. The arithmetic is float32 for the half dtypes too: what's added is
+# the rounding of the returned gradient, to 8 and 11 significant bits. In float32 a log-probability of -20 is itself
+# known to 1e-6 only, and much of that cancels where p and q hardly overlap.
+GRADIENT_TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 4e-3, torch.float16: 6e-4}
 LOSS_TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 3e-6, torch.float16: 3e-6}
 
 
@@ -31,7 +32,7 @@ def assert_same(ours, naive, inputs, dtype):
         assert error <= GRADIENT_TOLERANCE[dtype] * naive_.abs().max() + 1e-9
 
 
-@pytest.mark.parametrize("dtype", GRADIENT_TOLERANCE)
+@pytest.mark.parametrize("dtype", GRADIENT_TOLERANCE, ids=str)
 @pytest.mark.parametrize("terms", MIXTURES.values(), ids=MIXTURES)
 def test_logits_in_every_dtype(terms, dtype):
     student, teacher = logits(7, 507, dtype).requires_grad_(), logits(7, 507, dtype, seed=1)
@@ -107,7 +108,7 @@ def tensors(head):
     return [head.hidden, head.weight, head.bias]
 
 
-@pytest.mark.parametrize("dtype", GRADIENT_TOLERANCE)
+@pytest.mark.parametrize("dtype", GRADIENT_TOLERANCE, ids=str)
 @pytest.mark.parametrize("terms", MIXTURES.values(), ids=MIXTURES)
 def test_linear_in_every_dtype(terms, dtype):
     student, teacher = heads(7, 507, dtype, bias=True)
@@ -116,10 +117,10 @@ def test_linear_in_every_dtype(terms, dtype):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 1), (1, 7), (252, 7), (1, 507), (252, 507), (7, 32_001)])
-@pytest.mark.parametrize("chunk_size", [None, 1, 100])
+@pytest.mark.parametrize("chunk_size", [None, 1, 100], ids="chunk_{}".format)
 def test_linear_of_odd_shapes_and_chunks(rows, columns, chunk_size):
-    if rows == 252 and chunk_size == 1:
-        chunk_size = 5
+    if (rows, chunk_size) == (252, 1):
+        pytest.skip("252 chunks show nothing that 7 don't")
     student, teacher = heads(rows, columns, torch.float32)
     keywords = {"temperature": 2.0, "targets": torch.arange(rows) % columns, "cross_entropy": 0.6}
     ours = linear_mixture_loss(student, teacher, MIXTURES["all"], chunk_size=chunk_size, **keywords)

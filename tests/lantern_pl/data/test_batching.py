@@ -1,4 +1,5 @@
 import random
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -58,7 +59,7 @@ def test_batches_of_similar_length_need_less_padding() -> None:
 
 def test_batches_do_not_come_in_order_of_length() -> None:
     longest = [max(LENGTHS[i] for i in batch) for batch in batches()]
-    rises = sum(a < b for a, b in zip(longest, longest[1:], strict=False))
+    rises = sum(a < b for a, b in pairwise(longest))
     assert 0.35 < rises / len(longest) < 0.65
 
 
@@ -128,7 +129,7 @@ def test_a_loader_resumes_in_mid_epoch_where_it_stopped(workers: int) -> None:
 
     whole = list(loader())
     stopped = loader()
-    seen = [batch for batch, _ in zip(stopped, range(5), strict=False)]
+    seen = list(islice(stopped, 5))
     resumed = loader()
     resumed.load_state_dict(stopped.state_dict())
     assert seen == whole[:5]

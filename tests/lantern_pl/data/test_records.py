@@ -279,7 +279,7 @@ def test_the_fingerprint_is_blind_to_order(order: list[int]) -> None:
 
 @pytest.mark.parametrize("field", ["pair_id", "job_text", "candidate_text", "level", "explanation", "level_probs"])
 def test_the_fingerprint_sees_every_field(field: str) -> None:
-    fields: dict[str, Any] = {"pair_id": "p", "job_id": "j", "candidate_id": "c", "job_text": "x", "candidate_text": "y"}
+    fields: dict[str, Any] = row(pair_id="p", job_id="j", candidate_id="c")
     changed = fields | {field: (0.5, 0.5) if field == "level_probs" else "z"}
     assert fingerprint([Pair(**fields)]) != fingerprint([Pair(**changed)])
 

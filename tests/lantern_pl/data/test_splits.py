@@ -137,7 +137,7 @@ def test_a_loose_component_loses_little() -> None:
     # A long chain: every pair shares its job with the one before and its candidate with the one after.
     pairs = [pair(i // 2, (i + 1) // 2) for i in range(400)]
     splits = split_pairs(pairs, 0.1, 0.1, 0)
-    assert len(splits.dropped) <= 20
+    assert len(splits.dropped) <= 40
     assert len(splits.test) >= 20
 
 
@@ -169,7 +169,7 @@ def test_all_pairs_of_one_job_cannot_be_split() -> None:
 
 
 def test_no_pairs() -> None:
-    with pytest.raises(UserError, match="train split .* would be empty"):
+    with pytest.raises(UserError, match=r"train split .* would be empty"):
         split_pairs([], 0.1, 0.1, 0)
 
 
