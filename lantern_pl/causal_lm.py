@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lantern_pl.errors import UserError
 from lantern_pl.depth_pruning import DepthPruning, keep_layers
+from lantern_pl.errors import UserError
 from lantern_pl.model_files import load_config, locate
 from lantern_pl.signals import OutputHead, TokenBatch
 

@@ -40,7 +40,7 @@ def keep_layers(model: PreTrainedModel, pruning: DepthPruning) -> None:
     ]
     if len(stacks) != 1:
         raise UserError(
-            f"layers can't be used with {type(model).__name__}: it has {len(stacks)} stacks of {total} layers, one is needed."
+            f"layers can't be used with {type(model).__name__}: {len(stacks)} stacks of {total} layers, one is needed."
         )
     owner, name = stacks[0]
     layers = nn.ModuleList(getattr(owner, name)[i] for i in kept)
@@ -49,7 +49,7 @@ def keep_layers(model: PreTrainedModel, pruning: DepthPruning) -> None:
         # The key-value cache is indexed by each attention's own layer_idx.
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = new_index
+                setattr(module, "layer_idx", new_index)  # noqa: B010 - nn.Module types its attributes as tensors
     for key, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == total:  # layer_types and the like, one entry for each layer
             setattr(config, key, [value[i] for i in kept])

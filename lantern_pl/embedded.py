@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lantern_pl.errors import UserError, did_you_mean
 
@@ -85,7 +86,7 @@ def _convert_gguf(weights: Path, sha256: str, folder: Path) -> None:
     check_weights(weights, sha256)
     print(f"Converting {weights.name} for transformers, once: about half a minute ...", flush=True)
     # Without dequantize=True transformers keeps the weights packed: four times slower, and they can't be saved.
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         weights.parent,
         gguf_file=weights.name,
         quantization_config=GgufConfig(dequantize=True),

@@ -188,5 +188,3 @@ def _differences(before: Any, after: Any, key: str = "") -> list[tuple[str, Any,
 
 def _has(callbacks: list[Callback], kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
-
-

@@ -116,7 +116,11 @@ def write_classifier(classifier: PairClassifier, tokenizer: Any, folder: Path) -
     tokenizer.save_pretrained(folder)
     linears = [module for module in classifier.head if isinstance(module, nn.Linear)]
     save_file(
-        {f"{i}.{k}": v.detach().cpu().contiguous() for i, linear in enumerate(linears) for k, v in linear.state_dict().items()},
+        {
+            f"{i}.{k}": v.detach().cpu().contiguous()
+            for i, linear in enumerate(linears)
+            for k, v in linear.state_dict().items()
+        },
         folder / HEAD_FILE,
         metadata={"format": "pt"},
     )
@@ -161,8 +165,10 @@ def _fill(native: PreTrainedModel, layout: tuple[str | None, str], linears: list
         return False
     modules = dict(native.named_modules())
     targets = [modules.get(name) for name in names]
-    if not all(isinstance(target, nn.Linear) and target.weight.shape == own.weight.shape
-               for target, own in zip(targets, linears, strict=True)):
+    if not all(
+        isinstance(target, nn.Linear) and target.weight.shape == own.weight.shape
+        for target, own in zip(targets, linears, strict=True)
+    ):
         return False
     for target, own in zip(targets, linears, strict=True):
         assert isinstance(target, nn.Linear)
@@ -172,20 +178,27 @@ def _fill(native: PreTrainedModel, layout: tuple[str | None, str], linears: list
     return True
 
 
-_NATIVE_README = '''\
+# What a pair looks like to a tokenizer, as in `data.featurize.EncoderFeaturizer`.
+_INPUTS = """\
+if tokenizer.sep_token:
+    inputs = tokenizer(job_text, candidate_text, return_tensors="pt")
+else:
+    inputs = tokenizer(f"Job:\\n{job_text}\\n\\nCandidate:\\n{candidate_text}", return_tensors="pt")
+"""
+
+_NATIVE_README = f"""\
 # A fit classifier
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-model = AutoModelForSequenceClassification.from_pretrained(".")
-tokenizer = AutoTokenizer.from_pretrained(".")
-logits = model(**tokenizer(job_text, candidate_text, return_tensors="pt")).logits
+model, tokenizer = AutoModelForSequenceClassification.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+{_INPUTS}logits = model(**inputs).logits[0]
 print(model.config.id2label[int(logits.argmax())], logits.softmax(-1))
 ```
-'''
+"""
 
-_BACKBONE_README = '''\
+_BACKBONE_README = f"""\
 # A fit classifier
 
 The backbone is an ordinary transformers model; its head is the MLP in head.safetensors.
@@ -198,15 +211,11 @@ from transformers import AutoModel, AutoTokenizer
 
 backbone, tokenizer = AutoModel.from_pretrained("."), AutoTokenizer.from_pretrained(".")
 head, weights = json.load(open("head.json")), load_file("head.safetensors")
-if tokenizer.sep_token:
-    inputs = tokenizer(job_text, candidate_text, return_tensors="pt")
-else:
-    inputs = tokenizer(f"Job:\\n{job_text}\\n\\nCandidate:\\n{candidate_text}", return_tensors="pt")
-hidden = backbone(**inputs).last_hidden_state[0]
-x = {"cls": hidden[0], "mean": hidden.mean(0), "last": hidden[-1]}[head["pooling"]]
+{_INPUTS}hidden = backbone(**inputs).last_hidden_state[0]
+x = {{"cls": hidden[0], "mean": hidden.mean(0), "last": hidden[-1]}}[head["pooling"]]
 for i in range(head["depth"]):
-    x = torch.tanh(x @ weights[f"{i}.weight"].T + weights[f"{i}.bias"])
-logits = x @ weights[f"{head['depth']}.weight"].T
+    x = torch.tanh(x @ weights[f"{{i}}.weight"].T + weights[f"{{i}}.bias"])
+logits = x @ weights[f"{{head['depth']}}.weight"].T
 print(head["levels"][int(logits.argmax())], logits.softmax(-1))
 ```
-'''
+"""

@@ -6,7 +6,8 @@ checkpoints keep, so a class can move without breaking them. Finding plugins rea
 imported when its alias is used, and a broken one harms nobody who doesn't use it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -20,17 +21,9 @@ class PluginError(UserError, AttributeError):
     """A plugin can't be used. Also an AttributeError, since aliases are looked up as attributes."""
 
 
-def discover(group: str, found: Iterable[EntryPoint] | None = None) -> dict[str, list[EntryPoint]]:
+def discover(group: str, found: Iterable[EntryPoint] | None = None) -> Mapping[str, list[EntryPoint]]:
     """Entry points of a group by name, without importing any. A first-party name has its first-party entry alone."""
-    by_name: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=group) if found is None else found:
-        by_name.setdefault(entry.name, []).append(entry)
-    for name, entries in by_name.items():
-        own = [entry for entry in entries if _distribution(entry) == FIRST_PARTY]
-        # The same distribution can be listed twice when it is installed both editable and from a wheel.
-        unique = {(_distribution(entry), entry.value): entry for entry in own[:1] or entries}
-        by_name[name] = list(unique.values())
-    return by_name
+    return _installed(group) if found is None else _by_name(found)
 
 
 def load(group: str, name: str, found: Iterable[EntryPoint] | None = None) -> type:
@@ -79,6 +72,24 @@ def alias_lookup(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
         return load(package, name)
 
     return lookup, lambda: sorted(discover(package))
+
+
+@cache
+def _installed(group: str) -> Mapping[str, list[EntryPoint]]:
+    # This reads the metadata of every installed distribution, and parsing one config asks some hundred times.
+    return _by_name(entry_points(group=group))
+
+
+def _by_name(found: Iterable[EntryPoint]) -> dict[str, list[EntryPoint]]:
+    by_name: dict[str, list[EntryPoint]] = {}
+    for entry in found:
+        by_name.setdefault(entry.name, []).append(entry)
+    for name, entries in by_name.items():
+        own = [entry for entry in entries if _distribution(entry) == FIRST_PARTY]
+        # The same distribution can be listed twice when it is installed both editable and from a wheel.
+        unique = {(_distribution(entry), entry.value): entry for entry in own[:1] or entries}
+        by_name[name] = list(unique.values())
+    return by_name
 
 
 def _distribution(entry: EntryPoint) -> str:

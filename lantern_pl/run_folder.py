@@ -1,6 +1,7 @@
 """The folder that a run leaves: resolved config, logs, checkpoints, and the student with its manifest."""
 
 import importlib.metadata
+import itertools
 import json
 import platform
 from collections.abc import Iterable
@@ -26,9 +27,8 @@ def start_folder(folder: Path) -> Path | None:
     """Make an empty run folder. What is already there is moved aside to `NAME.1`, `NAME.2`, ...; returns where to."""
     moved = None
     if folder.exists() and any(folder.iterdir()):
-        number = 1
-        while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
-            number += 1
+        aside = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+        moved = next(path for path in aside if not path.exists())
         folder.rename(moved)
     folder.mkdir(parents=True, exist_ok=True)
     return moved

@@ -18,9 +18,7 @@ def backend(name: str) -> None:
         raise ValueError(f"backend is {name!r}; available here are 'auto' and {', '.join(map(repr, BACKENDS))}")
 
 
-def mixture(
-    terms: Sequence[Term], temperature: float, cross_entropy: float, has_teacher: bool, has_targets: bool
-) -> None:
+def mixture(terms: Sequence[Term], temperature: float, cross_entropy: float, has_teacher: bool, has_targets: bool) -> None:
     if isinstance(terms, (str, Term)):
         raise ValueError(f"terms is {terms!r}; expected a sequence of Terms, such as [Term('kl')]")
     check_labels(terms)
@@ -78,8 +76,7 @@ def head(name: str, value: Head, like: Tensor | None = None) -> None:
 def targets(value: Tensor, like: Tensor, classes: int, ignore_index: int) -> None:
     if value.shape != like.shape[:1] or value.is_floating_point() or value.is_complex():
         raise ValueError(
-            f"targets has shape {list(value.shape)} and dtype {value.dtype}; "
-            f"expected integers of shape [{like.shape[0]}]"
+            f"targets has shape {list(value.shape)} and dtype {value.dtype}; expected integers of shape [{like.shape[0]}]"
         )
     _same_device("targets", value, like)
     wrong = ((value < 0) | (value >= classes)) & (value != ignore_index)

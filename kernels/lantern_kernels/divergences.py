@@ -17,7 +17,6 @@ which is common to a whole row, enters it at first order. In this form it enters
 
 from __future__ import annotations
 
-import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -114,41 +113,44 @@ class JS:
     For small β it tends to β·KL(p‖q), for β near 1 to (1−β)·KL(q‖p). That is the generalised form of GKD
     (arXiv 2306.13649, equation 1).
 
-    m itself is never formed, since it underflows where both distributions do: with x = log(p/q),
-    λ = log(m/q) = log((1−β) + β·eˣ) = softplus(x + logit β) − softplus(logit β), which is exact at both ends.
+    m itself is never formed, since it underflows where both distributions do: with x = log(p/q), all that's needed is
+    λ = log(m/q) = log1p(β·(eˣ − 1)), which keeps its relative accuracy as the student converges and x vanishes.
     """
 
     name = "js"
+
+    # Beyond it q is lost in the rounding of p, even in float64, and log(p/m) = x − λ has reached −log β: x may stop.
+    _FARTHEST = 40.0
 
     def __init__(self, beta: float = 0.5):
         if not 0.0 < beta < 1.0:
             raise ValueError(
                 f"beta is {beta!r}; expected 0 < beta < 1, the teacher's weight in the mixture "
-                "of the two distributions (at the limits, use kl instead of 0 and reverse_kl instead of 1)"
+                "(at the limits, use kl instead of 0 and reverse_kl instead of 1)"
             )
         self.beta = float(beta)
-        self._shift = math.log(self.beta) - math.log1p(-self.beta)
-        self._offset = -math.log1p(-self.beta)
 
-    def _log_m_over_q(self, log_ratio: Tensor) -> Tensor:
-        # torch's default threshold (20) is where softplus(y) = y in fp32 but not yet in fp64; e⁶⁰ fits in both.
-        return torch.nn.functional.softplus(log_ratio + self._shift, threshold=60.0) - self._offset
+    def _log_ratios(self, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """log(p/m) and log(m/q)."""
+        x = log_ratio.clamp(max=self._FARTHEST)
+        lam = x.expm1().mul(self.beta).log1p()
+        return x - lam, lam
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        x = log_p - log_q
-        lam = self._log_m_over_q(x)
-        return self.beta * log_p.exp() * (x - lam) - (1 - self.beta) * log_q.exp() * lam
+        log_p_over_m, lam = self._log_ratios(log_p - log_q)
+        return self.beta * log_p.exp() * log_p_over_m - (1 - self.beta) * log_q.exp() * lam
 
     def slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return (self.beta - 1) * log_q.exp() * self._log_m_over_q(log_p - log_q)
+        _, lam = self._log_ratios(log_p - log_q)
+        return (self.beta - 1) * log_q.exp() * lam
 
     def accumulate(self, tile: Tile, slope: Tensor | None, weight: float) -> Tensor:
-        lam = self._log_m_over_q(tile.log_ratio)
+        x = tile.log_ratio.clamp(max=self._FARTHEST)
+        lam = x.expm1().mul_(self.beta).log1p_()
         inner = tile.q * lam
         if slope is not None:
             slope.add_(inner, alpha=(self.beta - 1) * weight)
-        from_teacher = torch.linalg.vecdot(tile.p, torch.sub(tile.log_ratio, lam, out=lam))
-        return self.beta * from_teacher - (1 - self.beta) * inner.sum(-1)
+        return self.beta * torch.linalg.vecdot(tile.p, x.sub_(lam)) - (1 - self.beta) * inner.sum(-1)
 
 
 class TVD:

@@ -22,9 +22,7 @@ def data_command(argv: list[str]) -> int:
         epilog="example: lantern data sample --pairs 200 --seed 0 --out data/sample",
     )
     sample.add_argument("--pairs", type=int, default=200, metavar="N", help="how many pairs; default: %(default)s")
-    sample.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="another seed, other pairs; default: %(default)s"
-    )
+    sample.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other pairs; default: %(default)s")
     sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, made where missing")
     sample.add_argument("--overwrite", action="store_true", help="replace other pairs that are in DIR already")
     arguments = parser.parse_args(argv)
@@ -37,9 +35,7 @@ def _sample(count: int, seed: int, out: Path, overwrite: bool) -> int:
     levels = Counter(pair["level"] for pair in pairs)
     jobs, candidates = (len({pair[side] for pair in pairs}) for side in ("job_id", "candidate_id"))
     digest = hashlib.sha256((out / "pairs.jsonl").read_bytes()).hexdigest()
-    print(
-        f"{'Wrote' if written else 'Already there:'} {out / 'pairs.jsonl'}: {len(pairs)} pairs of {jobs} jobs", end=" "
-    )
+    print(f"{'Wrote' if written else 'Already there:'} {out / 'pairs.jsonl'}: {len(pairs)} pairs of {jobs} jobs", end=" ")
     print(f"and {candidates} candidates, seed {seed}")
     print("Levels by the rubric: " + ", ".join(f"{levels[level]} {level}" for level in Task().levels))
     print(f"sha256 {digest}")

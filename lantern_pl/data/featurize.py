@@ -23,7 +23,10 @@ SHORTEST_TEXT = 16
 class Batch(Protocol):
     """What a collated batch offers to the trainer. Lightning moves it to the device by `to`."""
 
-    pairs: list[Pair]
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs of its rows, in order."""
+        ...
 
     @property
     def token_count(self) -> int:
@@ -142,7 +145,7 @@ class DecoderFeaturizer(Featurizer[DecoderBatch]):
     def prompt(self, pair: Pair) -> str:
         """The prompt to generate from: the same truncated texts that training sees."""
         example = self.encode(pair, supervised=pair.level is not None and pair.explanation is not None)
-        return self.tokenizer.decode(example.input_ids[: example.answer_start])
+        return str(self.tokenizer.decode(example.input_ids[: example.answer_start]))
 
     def _answer(self, pair: Pair) -> list[int]:
         if pair.level is None or not pair.explanation:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.progress import track
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import BatchSampler, Dataset, Sampler, SequentialSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lantern_pl.data.batching import EpochShuffle, LengthBucketBatches
@@ -17,6 +17,8 @@ from lantern_pl.data.records import fingerprint, read_pairs
 from lantern_pl.data.splits import split_pairs
 from lantern_pl.errors import UserError
 from lantern_pl.tasks import Task
+
+_JOB_FIT = Task()
 
 
 class ExampleDataset(Dataset[Example]):
@@ -70,7 +72,7 @@ class PairDataModule(LightningDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         split_seed: int = 0,
-        task: Task | None = None,
+        task: Task = _JOB_FIT,
         max_length: int = 512,
         batch_size: int = 4,
         eval_batch_size: int = 8,
@@ -84,7 +86,7 @@ class PairDataModule(LightningDataModule):
         self.paths = {"train": path, "val": val_path, "test": test_path}
         self.fractions = (val_fraction, test_fraction)
         self.split_seed = split_seed
-        self.task = task or Task()
+        self.task = task
         self.max_length = max_length
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -119,6 +121,11 @@ class PairDataModule(LightningDataModule):
         for split, path in (("val", val_path), ("test", test_path)):
             if path:
                 pairs[split] = read_pairs(path, self.task)
+                if shared := _seen(pairs[split], pairs["train"]):
+                    rank_zero_warn(
+                        f"{shared} of {len(pairs[split])} {split} pairs have a job or a candidate that is also trained on: "
+                        f"figures on {path} will look better than they are."
+                    )
         counts = ", ".join(f"{len(rows)} {split}" for split, rows in pairs.items())
         dropped = f"; {len(splits.dropped)} left out, whose job or candidate is in another split" if splits.dropped else ""
         rank_zero_info(f"Pairs: {counts}{dropped}.")
@@ -132,9 +139,7 @@ class PairDataModule(LightningDataModule):
         # A bar only where there is something to wait for.
         rows = track(pairs, f"Tokenizing {split} pairs") if len(pairs) > 2000 else pairs
         examples = [self._featurizer.encode(pair, supervised) for pair in rows]
-        cut = Cut(
-            pairs=len(pairs), texts=sum(e.texts_cut for e in examples), answers=sum(e.answer_cut for e in examples)
-        )
+        cut = Cut(pairs=len(pairs), texts=sum(e.texts_cut for e in examples), answers=sum(e.answer_cut for e in examples))
         self.cuts[split] = cut
         if cut.texts or cut.answers:
             ends = f", and the end of {cut.answers} explanations" if cut.answers else ""
@@ -154,10 +159,13 @@ class PairDataModule(LightningDataModule):
         return self._loader("test", self.eval_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> StatefulDataLoader[Example]:
-        return self._loader("predict", self.eval_batch_size, shuffle=False)
+        # In the order of the file, so that the answers are too.
+        return self._dataloader(
+            "predict", BatchSampler(SequentialSampler(self._examples["predict"]), self.eval_batch_size, False)
+        )
 
     def _loader(self, split: str, batch_size: int, shuffle: bool) -> StatefulDataLoader[Example]:
-        assert self._featurizer is not None and self.trainer is not None
+        assert self.trainer is not None
         examples = self._examples[split]
         batches = LengthBucketBatches(
             EpochShuffle(len(examples), self.shuffle_seed) if shuffle else SequentialSampler(examples),
@@ -166,8 +174,12 @@ class PairDataModule(LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
+        return self._dataloader(split, batches)
+
+    def _dataloader(self, split: str, batches: Sampler[list[int]]) -> StatefulDataLoader[Example]:
+        assert self._featurizer is not None
         return StatefulDataLoader(
-            ExampleDataset(examples),
+            ExampleDataset(self._examples[split]),
             batch_sampler=batches,
             collate_fn=self._featurizer.collate,
             num_workers=self.num_workers,
@@ -180,6 +192,12 @@ class PairDataModule(LightningDataModule):
             for split, rows in self.pairs.items()
             if rows
         }
+
+
+def _seen(pairs: Sequence[Pair], training: Sequence[Pair]) -> int:
+    """How many pairs share a job or a candidate with the training pairs."""
+    known = {("job", p.job_id) for p in training} | {("candidate", p.candidate_id) for p in training}
+    return sum(("job", p.job_id) in known or ("candidate", p.candidate_id) in known for p in pairs)
 
 
 def _cut(cut: Cut | None) -> dict[str, int]:

@@ -38,9 +38,7 @@ def make_pairs(count: int, seed: int) -> list[dict[str, Any]]:
         raise UserError(f"asked for {count} pairs: give a number of at least 1")
     rubric, levels = Rubric(), Task().levels
     pairs = [
-        pair
-        for block in range(-(-count // BLOCK))
-        for pair in _make_block(block, Random(f"{seed}/{block}"), rubric, levels)
+        pair for block in range(-(-count // BLOCK)) for pair in _make_block(block, Random(f"{seed}/{block}"), rubric, levels)
     ]
     return pairs[:count]
 

@@ -51,8 +51,7 @@ def split_pairs(pairs: Sequence[Pair], val_fraction: float, test_fraction: float
     fractions = (1.0 - val_fraction - test_fraction, val_fraction, test_fraction)
     if not all(math.isfinite(fraction) and 0 <= fraction < 1 for fraction in fractions[1:]) or fractions[0] <= 1e-9:
         raise UserError(
-            f"val_fraction is {val_fraction} and test_fraction {test_fraction}: give numbers from 0 up, whose sum is "
-            "below 1"
+            f"val_fraction is {val_fraction} and test_fraction {test_fraction}: give numbers from 0 up, whose sum is below 1"
         )
     pairs = sorted(pairs, key=lambda pair: (pair.pair_id, str(astuple(pair))))
     ends = _entities(pairs)
@@ -78,8 +77,7 @@ def _entities(pairs: Sequence[Pair]) -> list[tuple[Entity, Entity]]:
     jobs = _Groups((("id", pair.job_id), ("text", normalised(pair.job_text))) for pair in pairs)
     candidates = _Groups((("id", pair.candidate_id), ("text", normalised(pair.candidate_text))) for pair in pairs)
     return [
-        (("job", jobs.of(("id", pair.job_id))), ("candidate", candidates.of(("id", pair.candidate_id))))
-        for pair in pairs
+        (("job", jobs.of(("id", pair.job_id))), ("candidate", candidates.of(("id", pair.candidate_id)))) for pair in pairs
     ]
 
 
@@ -116,14 +114,10 @@ def _assign(ends: Sequence[tuple[Entity, Entity]], fractions: Sequence[float], s
         cut = set(largest[:cuts])
         # A component that stays whole is one thing to place; of a cut one, each job and candidate is.
         units = {
-            entity: entity if groups.of(entity) in cut else ("whole", groups.of(entity))
-            for end in ends
-            for entity in end
+            entity: entity if groups.of(entity) in cut else ("whole", groups.of(entity)) for end in ends for entity in end
         }
         graph = _Graph([(units[job], units[candidate]) for job, candidate in ends])
-        plan = min(
-            (_place(graph, fractions, Random(f"{seed}/{start}")) for start in range(_STARTS)), key=lambda p: p.cost
-        )
+        plan = min((_place(graph, fractions, Random(f"{seed}/{start}")) for start in range(_STARTS)), key=lambda p: p.cost)
         shares = [count / max(1, sum(plan.kept)) for count in plan.kept]
         plan = _Plan(plan.cost, plan.kept, {entity: plan.placed[unit] for entity, unit in units.items()})
         if all(fraction / 2 <= share <= fraction * 2 for share, fraction in zip(shares, fractions, strict=True)):
@@ -170,9 +164,7 @@ def _place(graph: _Graph, fractions: Sequence[float], rng: Random) -> _Plan:
     kept = [0] * len(fractions)
     for unit, split in placed.items():
         kept[split] += graph.inner[unit]
-        kept[split] += sum(
-            n for other, n in graph.links.get(unit, {}).items() if other > unit and placed[other] == split
-        )
+        kept[split] += sum(n for other, n in graph.links.get(unit, {}).items() if other > unit and placed[other] == split)
     cost = _cost(kept, graph.count, fractions)
     units = sorted(placed)
     for _ in range(_MAX_PASSES):

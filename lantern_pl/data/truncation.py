@@ -8,9 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from lantern_pl.errors import UserError
 
 
-def fit_texts(
-    job_text: str, candidate_text: str, budget: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, str, bool]:
+def fit_texts(job_text: str, candidate_text: str, budget: int, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, bool]:
     """The two texts, cut so that they take at most `budget` tokens together, and whether something was cut.
 
     Each text may have half of the budget, and what one leaves the other may take, so a long text never displaces the

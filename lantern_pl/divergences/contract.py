@@ -1,7 +1,7 @@
 """The Divergence contract: what a plugin author implements."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lantern_kernels import Term
 from torch import Tensor
@@ -30,7 +30,8 @@ class Divergence:
 
     def term(self, weight: float, label: str | None = None) -> Term:
         """This divergence as a term of a mixture, logged under `label` (its name by default)."""
-        return Term(self, weight=weight, label=label)
+        divergence: Any = self  # one of the kernels' two protocols: general here, pointwise in the subclass
+        return Term(divergence, weight=weight, label=label)
 
 
 class PointwiseDivergence(Divergence):

@@ -76,7 +76,7 @@ class DecoderStudent(Student):
         if not self.terms and cross_entropy == 0:
             raise UserError("The student has nothing to learn: give a mixture with a teacher, or a cross_entropy weight.")
         lm = load_causal_lm(model, torch.float32, layers)
-        self.lm: nn.Module = (lm if lora is None else add_lora(lm, lora)).train()
+        self.lm: Any = (lm if lora is None else add_lora(lm, lora)).train()
         # Adapters alone go into checkpoints; the frozen weights come from `model` again.
         self.strict_loading = lora is None
         self.sample: dict[str, str] = {}
@@ -100,8 +100,8 @@ class DecoderStudent(Student):
         if teacher.tokenizer_fingerprint != own:
             raise UserError(
                 f"Teacher and student have different tokenizers: the teacher's fingerprint is "
-                f"{teacher.tokenizer_fingerprint}, that of the student {self.model_name!r} is {own}. Their token ids mean "
-                "different texts, so their logits can't be compared. Choose a student of the teacher's family."
+                f"{teacher.tokenizer_fingerprint}, that of the student {self.model_name!r} is {own}. Their token ids stand "
+                "for different texts, so their logits can't be compared. Choose a student of the teacher's family."
             )
         return teacher
 
@@ -144,7 +144,7 @@ class DecoderStudent(Student):
         # KL is the yardstick of every run, also where the mixture doesn't hold it or there is no mixture.
         self.reported_terms = list({"kl": Term("kl", weight=0.0), **reported}.values()) if self.teacher else []
         names = [*(term.label for term in self.reported_terms), "cross_entropy", "token_accuracy"]
-        self.means = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in names})
         self.valid_format = MeanMetric()
         self.rouge = ROUGEScore(rouge_keys="rougeL")
         self._to_explain: list[Pair] = []
@@ -162,16 +162,15 @@ class DecoderStudent(Student):
         for pair, text in zip(self._to_explain, texts, strict=True):
             answer = self.task.parse_answer(text)
             self.valid_format.update(float(answer is not None))
-            assert pair.level is not None and pair.explanation is not None
-            self.rouge.update(text, self.task.render_answer(pair.level, pair.explanation))
+            self.rouge.update(text, self.task.render_answer(pair.level or "", pair.explanation or ""))
         if texts:
             self._remember_sample(self._to_explain[0], texts[0])
-        figures = {name: float(mean.compute()) for name, mean in self.means.items()}  # type: ignore[operator]
+        figures = {name: float(mean.compute()) for name, mean in self.means.items()}
         if texts:
             figures["rouge_l"] = float(self.rouge.compute()["rougeL_fmeasure"])
             figures["valid_format"] = float(self.valid_format.compute())
         for metric in (*self.means.values(), self.valid_format, self.rouge):
-            metric.reset()  # type: ignore[operator]
+            metric.reset()
         self._to_explain = []
         return figures
 
@@ -208,7 +207,7 @@ class DecoderStudent(Student):
 
     def write(self, folder: Path) -> None:
         if self.lora is None:
-            self.lm.save_pretrained(folder)  # type: ignore[operator]
+            self.lm.save_pretrained(folder)
         else:
             base = load_causal_lm(self.model_name, torch.float32, self.layers)
             write_merged(self.lm, base, folder)

@@ -97,7 +97,7 @@ class EncoderStudent(Student):
             },
             compute_groups=False,
         )
-        self.means = nn.ModuleDict({name: MeanMetric() for name in [*(t.label for t in self.terms), "cross_entropy"]})
+        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in [*(t.label for t in self.terms), "cross_entropy"]})
         self._level_probs: dict[str, Tensor] = {}
 
     @property
@@ -167,10 +167,10 @@ class EncoderStudent(Student):
 
     def finish_metrics(self) -> dict[str, float]:
         figures = {name: float(value) for name, value in self.figures.compute().items()}
-        figures |= {name: float(mean.compute()) for name, mean in self.means.items()}  # type: ignore[operator]
+        figures |= {name: float(mean.compute()) for name, mean in self.means.items()}
         self.figures.reset()
         for mean in self.means.values():
-            mean.reset()  # type: ignore[operator]
+            mean.reset()
         return figures
 
     def predict_step(self, batch: EncoderBatch, batch_idx: int) -> list[dict[str, Any]]:

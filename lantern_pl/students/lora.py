@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import PreTrainedModel
 
 from lantern_pl.errors import UserError
@@ -17,7 +16,7 @@ class Lora:
 
     rank: int = 16
     """Rank of the update of each adapted weight."""
-    alpha: float = 32.0
+    alpha: int = 32
     """The update is scaled by alpha / rank."""
     dropout: float = 0.0
     """Dropout on the adapters' input while training."""
@@ -32,16 +31,16 @@ def add_lora(lm: PreTrainedModel, lora: Lora) -> PeftModel:
         task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
     )
     try:
-        return get_peft_model(lm, config)  # type: ignore[return-value]
+        return get_peft_model(lm, config)
     except ValueError as error:
         raise UserError(f"lora can't be put on {type(lm).__name__}: {error}") from error
 
 
-def write_merged(adapted: nn.Module, base: PreTrainedModel, folder: Path) -> None:
+def write_merged(adapted: PeftModel, base: PreTrainedModel, folder: Path) -> None:
     """Write the whole model with the adapters merged, which any server loads, and the adapters alone beside it.
 
     The adapters are merged into a fresh copy of the frozen weights: the model in training stays as it is.
     """
     adapter = folder / "adapter"
-    adapted.save_pretrained(adapter)  # type: ignore[operator]
+    adapted.save_pretrained(adapter)
     PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)

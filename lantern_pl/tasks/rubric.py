@@ -70,10 +70,13 @@ class Rubric:
         if not (math.isfinite(self.width) and self.width > 0):
             raise UserError(f"rubric.width is {self.width}: give a number above 0")
         if self.thresholds is not None and (
-            sorted(set(self.thresholds)) != self.thresholds
-            or not all(0 < threshold < 1 for threshold in self.thresholds)
+            sorted(set(self.thresholds)) != self.thresholds or not all(0 < threshold < 1 for threshold in self.thresholds)
         ):
             raise UserError(f"rubric.thresholds is {self.thresholds}: give ascending numbers between 0 and 1")
+
+        blank = [name for name, forms in self.skills.items() if not all(form.strip() for form in (name, *forms))]
+        if blank:
+            raise UserError(f"rubric.skills has blank spellings, of {blank[0]!r}: leave them out")
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -82,9 +85,7 @@ class Rubric:
 
     def judge(self, job_text: str, candidate_text: str, levels: Sequence[str]) -> Judgement:
         """Judge one pair of texts. Raises UserError where the thresholds don't part that number of levels."""
-        return self.judge_read(
-            read_job(job_text, self.vocabulary), read_candidate(candidate_text, self.vocabulary), levels
-        )
+        return self.judge_read(read_job(job_text, self.vocabulary), read_candidate(candidate_text, self.vocabulary), levels)
 
     def judge_read(self, requirements: Sequence[Requirement], claims: Claims, levels: Sequence[str]) -> Judgement:
         """Judge texts that were read already, for callers that meet each text in many pairs."""

@@ -39,9 +39,7 @@ class HFTeacher(Teacher):
 
     capabilities = frozenset({"annotate", "level_probs", "score_tokens"})
 
-    def __init__(
-        self, model: str, adapter: str | None = None, dtype: Precision = "auto", max_new_tokens: int = 96
-    ) -> None:
+    def __init__(self, model: str, adapter: str | None = None, dtype: Precision = "auto", max_new_tokens: int = 96) -> None:
         manifest = read_manifest(model)
         if manifest is not None and manifest["kind"] != "decoder":
             raise UserError(f"{model!r} is an {manifest['kind']} student: use the teacher lantern_pl.teachers.encoder.")
@@ -94,9 +92,7 @@ class HFTeacher(Teacher):
     def annotate(self, pairs: Sequence[Pair], task: Task) -> list[Annotation]:
         prompts = [self._prompt(pair, task) for pair in pairs]
         annotations = []
-        for prompt, text in zip(
-            prompts, generate(self.lm, self.tokenizer, prompts, self.max_new_tokens), strict=True
-        ):
+        for prompt, text in zip(prompts, generate(self.lm, self.tokenizer, prompts, self.max_new_tokens), strict=True):
             answer = task.parse_answer(text)
             annotations.append(
                 Annotation(
@@ -142,4 +138,3 @@ class HFTeacher(Teacher):
 
     def _prompt(self, pair: Pair, task: Task) -> str:
         return chat_prompt(self.tokenizer, task.render_prompt(pair.job_text, pair.candidate_text))
-

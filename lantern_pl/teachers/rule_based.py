@@ -14,6 +14,8 @@ from lantern_pl.tasks.reading import read_candidate, read_job
 from lantern_pl.tasks.rubric import RUBRIC_VERSION, Judgement, Rubric
 from lantern_pl.teachers.contract import Teacher
 
+_DEFAULT = Rubric()
+
 
 class RubricTeacher(Teacher):
     """A transparent rule-based baseline: finds the job's requirements in the candidate's text, word by word.
@@ -27,8 +29,8 @@ class RubricTeacher(Teacher):
 
     capabilities = frozenset({"annotate", "level_probs"})
 
-    def __init__(self, rubric: Rubric | None = None) -> None:
-        self.rubric = rubric or Rubric()
+    def __init__(self, rubric: Rubric = _DEFAULT) -> None:
+        self.rubric = rubric
 
     def identity(self) -> dict[str, Any]:
         return {"version": RUBRIC_VERSION, **asdict(self.rubric)}
@@ -51,6 +53,4 @@ class RubricTeacher(Teacher):
         # A text comes in many pairs; reading it is the costly part.
         job = functools.cache(lambda text: read_job(text, self.rubric.vocabulary))
         candidate = functools.cache(lambda text: read_candidate(text, self.rubric.vocabulary))
-        return [
-            self.rubric.judge_read(job(pair.job_text), candidate(pair.candidate_text), task.levels) for pair in pairs
-        ]
+        return [self.rubric.judge_read(job(pair.job_text), candidate(pair.candidate_text), task.levels) for pair in pairs]

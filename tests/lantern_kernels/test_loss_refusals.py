@@ -118,8 +118,6 @@ def test_two_divergences_of_one_name_are_told_apart_by_their_labels():
 
 
 def test_the_package_needs_torch_alone():
-    code = (
-        "import sys, lantern_kernels; print({'lightning', 'transformers', 'triton', 'lantern_pl'} & set(sys.modules))"
-    )
+    code = "import sys, lantern_kernels; print({'lightning', 'transformers', 'triton', 'lantern_pl'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

@@ -75,7 +75,7 @@ def test_prompt_or_padding_rows_in_the_loss(out):
 
 @pytest.mark.parametrize("out", ["target", "weight"])
 def test_fully_masked_batch(out):
-    """A loss of 0 that is part of the graph, with zeros for gradients: what a rank without supervised positions needs."""
+    """A loss of 0 that is part of the graph, with zeros for gradients: a rank without supervised positions needs it."""
     student, teacher = random_head(4, 30, 5), random_head(4, 30, 5)
     with torch.no_grad():
         student.hidden.fill_(torch.nan)
@@ -115,7 +115,7 @@ def test_beta_reversed():
     teacher, student = (torch.tensor([x]).double().log() for x in (p, q))
     value = mixture_loss(student, teacher, [Term("js", beta=0.1)]).terms["js"].item()
     assert value == pytest.approx(expected, rel=1e-6)
-    assert value != pytest.approx(mixture_loss(student, teacher, [Term("js", beta=0.9)]).terms["js"].item(), rel=0.1)
+    assert value != pytest.approx(mixture_loss(student, teacher, [Term("js", beta=0.9)]).terms["js"].item(), rel=0.01)
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -188,11 +188,12 @@ def test_underflow_of_log_m():
     for beta in (1e-6, 0.1, 0.5, 0.9):
         logits = student.clone().requires_grad_()
         output = mixture_loss(logits, teacher, [Term("js", beta=beta)])
-        loss, values = naive_loss(student.double().requires_grad_(), teacher.double(), [Term("js", beta=beta)])
-        torch.testing.assert_close(output.terms["js"].double(), values["js"].detach(), rtol=1e-6, atol=0)
+        _, values = naive_loss(student.double(), teacher.double(), [Term("js", beta=beta)])
+        torch.testing.assert_close(output.terms["js"].double(), values["js"], rtol=1e-5, atol=0)
         (gradient,) = torch.autograd.grad(output.loss, logits)
         assert gradient.isfinite().all()
-    assert mixture_loss(student, teacher, [Term("js")]).terms["js"].tolist() == pytest.approx([math.log(2)] * 2)
+    disjoint = mixture_loss(student, teacher, [Term("js")]).terms["js"]
+    assert disjoint.tolist() == pytest.approx([math.log(2)] * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -211,9 +212,7 @@ def test_bf16_logits(name):
 
     (ours,) = torch.autograd.grad(linear_mixture_loss(student, teacher, [Term(name)]).loss, student.hidden)
     rounded = (student.hidden @ student.weight.t()).detach().requires_grad_()
-    (theirs,) = torch.autograd.grad(
-        mixture_loss(rounded, teacher.hidden @ teacher.weight.t(), [Term(name)]).loss, rounded
-    )
+    (theirs,) = torch.autograd.grad(mixture_loss(rounded, teacher.hidden @ teacher.weight.t(), [Term(name)]).loss, rounded)
     assert error(ours) < 3e-3
     assert error(theirs.float() @ teacher.weight.float()) > 2e-2
 

@@ -31,9 +31,7 @@ def pair(job: int, candidate: int, **fields: str) -> Pair:
 
 
 def blocks(count: int, jobs: int = 2, candidates: int = 4) -> list[Pair]:
-    return [
-        pair(b * jobs + j, b * candidates + c) for b in range(count) for j in range(jobs) for c in range(candidates)
-    ]
+    return [pair(b * jobs + j, b * candidates + c) for b in range(count) for j in range(jobs) for c in range(candidates)]
 
 
 def parts(splits: Splits) -> tuple[list[Pair], list[Pair], list[Pair]]:
@@ -173,9 +171,7 @@ def test_no_pairs() -> None:
         split_pairs([], 0.1, 0.1, 0)
 
 
-@pytest.mark.parametrize(
-    "bad", [(0.5, 0.5), (-0.1, 0.1), (0.1, 1.0), (float("nan"), 0.1), (0.1, float("inf")), (0.9, 0.2)]
-)
+@pytest.mark.parametrize("bad", [(0.5, 0.5), (-0.1, 0.1), (0.1, 1.0), (float("nan"), 0.1), (0.1, float("inf")), (0.9, 0.2)])
 def test_fractions_that_leave_no_training_data(bad: tuple[float, float]) -> None:
     with pytest.raises(UserError, match="whose sum is below 1"):
         split_pairs(blocks(10), *bad, 0)

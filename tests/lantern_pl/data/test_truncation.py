@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +59,8 @@ def test_a_long_text_never_displaces_the_other(tokenizer: PreTrainedTokenizerBas
 def test_what_one_text_leaves_the_other_takes(tokenizer: PreTrainedTokenizerBase) -> None:
     _, candidate, _ = fit_texts("Short.", CANDIDATE * 50, 200, tokenizer)
     assert count(candidate, tokenizer) >= 180
+    job, _, _ = fit_texts(JOB * 50, "Short.", 200, tokenizer)
+    assert count(job, tokenizer) >= 180
 
 
 def test_two_long_texts_share_evenly(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -70,6 +74,11 @@ def test_cuts_fall_between_words(tokenizer: PreTrainedTokenizerBase) -> None:
         job, _, _ = fit_texts(JOB, CANDIDATE, budget, tokenizer)
         assert JOB.startswith(job)
         assert JOB[len(job)].isspace()
+
+
+def test_a_text_without_spaces_is_cut_inside(tokenizer: PreTrainedTokenizerBase) -> None:
+    job, _, _ = fit_texts("Job: " + "東京大学" * 100, CANDIDATE, 60, tokenizer)
+    assert count(job, tokenizer) >= 25
 
 
 # Characters of several bytes, joined ones, no spaces, only spaces.
@@ -95,9 +104,14 @@ def test_any_texts_fit_any_budget(tokenizer: PreTrainedTokenizerBase, job: str, 
             assert rest or not text[:1].strip()
 
 
-def test_no_warning_about_long_texts(tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture) -> None:
-    fit_texts(JOB * 50, CANDIDATE * 200, 100, tokenizer)
-    assert "longer than the specified maximum" not in caplog.text
+def test_no_warning_about_the_length_that_is_being_mended(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("transformers")  # doesn't propagate to where caplog listens
+    logger.addHandler(caplog.handler)
+    try:
+        fit_texts(JOB * 50, CANDIDATE * 50, 100, byte_level())
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.messages == []
 
 
 def test_a_tokenizer_that_cannot_say_where_its_tokens_stand() -> None:
@@ -105,7 +119,5 @@ def test_a_tokenizer_that_cannot_say_where_its_tokens_stand() -> None:
         is_fast = False
 
     tokenizer = Slow(tokenizer_object=byte_level().backend_tokenizer)
-    with pytest.raises(
-        UserError, match=r"Slow can't tell where its tokens stand .* use a model that has a fast tokenizer"
-    ):
+    with pytest.raises(UserError, match=r"Slow can't tell where its tokens stand .* use a model that has a fast tokenizer"):
         fit_texts(JOB, CANDIDATE, 10, tokenizer)

@@ -53,6 +53,7 @@ def test_what_a_job_asks(text: str, kinds: dict[str, list[str]]) -> None:
         ("JavaScript, React Native, NoSQL", {"JavaScript", "React Native", "NoSQL"}),
         ("Java, React, SQL", {"Java", "React", "SQL"}),
         ("C++ and R", {"C++", "R"}),
+        ("R# and Go++", set()),
         ("Helped us go to market, excel and react to a spark of rust.", set()),
         ("Looking to learn Python.", set()),
         ("Managed a team that used Kafka.", set()),

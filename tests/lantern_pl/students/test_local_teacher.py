@@ -1,0 +1,73 @@
+"""The hf teacher: level probabilities, batch invariance, truthful capabilities, a stable key."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lantern_pl.data.featurize import DecoderFeaturizer
+from lantern_pl.data.pair import Pair
+from lantern_pl.errors import UserError
+from lantern_pl.signals import TokenBatch
+from lantern_pl.tasks import Task
+from lantern_pl.teachers.local_model import HFTeacher
+from lantern_pl.text import chat_prompt
+
+
+@pytest.mark.parametrize("levels", [["low", "medium", "high"], ["no fit at all", "a partial fit", "an excellent fit"]])
+def test_level_probs_equal_the_probability_of_each_whole_answer(
+    teacher: HFTeacher, pairs: list[Pair], levels: list[str]
+) -> None:
+    """Also where a level takes several tokens."""
+    task = Task(levels=levels)
+    pair = pairs[0]
+    prompt = chat_prompt(teacher.tokenizer, task.render_prompt(pair.job_text, pair.candidate_text)) + "Fit:"
+    start = teacher.tokenizer.encode(prompt, add_special_tokens=False)
+    expected = []
+    for level in levels:
+        ids = teacher.tokenizer.encode(f"{prompt} {level}", add_special_tokens=False)
+        assert ids[: len(start)] == start
+        with torch.no_grad():
+            log_probs = teacher.lm(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        expected.append(sum(float(log_probs[i - 1, ids[i]]) for i in range(len(start), len(ids))))
+    probs = teacher.level_probs([pair], task).probs[0]
+    assert torch.allclose(probs, torch.tensor(expected).softmax(-1), atol=1e-4)
+    assert float(probs.sum()) == pytest.approx(1)
+
+
+def test_answers_do_not_depend_on_the_rest_of_the_batch(teacher: HFTeacher, pairs: list[Pair]) -> None:
+    task = Task()
+    together = teacher.level_probs(pairs[:3], task).probs
+    assert torch.allclose(together[1], teacher.level_probs([pairs[1]], task).probs[0], atol=1e-6)
+    features = DecoderFeaturizer(teacher.tokenizer, task, 320)
+    examples = [features.encode(pair) for pair in pairs[:3]]
+    batch, alone = features.collate(examples).tokens, features.collate(examples[:1]).tokens
+    count = int(alone.positions.sum())
+    assert torch.allclose(teacher.score_tokens(batch).hidden[:count], teacher.score_tokens(alone).hidden, atol=1e-3)
+
+
+def test_the_signal_is_that_of_the_position_before_the_token(teacher: HFTeacher) -> None:
+    ids = torch.tensor([[1, 50, 60, 70, 80]])
+    positions = torch.tensor([[False, False, True, True, False]])
+    signal = teacher.score_tokens(TokenBatch(ids, torch.ones_like(ids), positions))
+    with torch.no_grad():
+        logits = teacher.lm(ids).logits[0, 2:4]
+    assert torch.allclose(signal.hidden @ signal.head.weight.T, logits, atol=1e-3)
+    assert not signal.hidden.requires_grad
+
+
+def test_it_annotates_in_the_task_s_words(teacher: HFTeacher, pairs: list[Pair]) -> None:
+    annotations = teacher.annotate(pairs[:2], Task())
+    assert [a.completion_tokens > 0 and a.prompt_tokens > 50 for a in annotations] == [True, True]
+    assert all(a.valid == (Task().parse_answer(a.text) is not None) for a in annotations)
+
+
+def test_the_cache_key_is_stable_and_tells_weights_and_settings_apart(small_lm: str) -> None:
+    assert HFTeacher(small_lm).cache_key() == HFTeacher(small_lm).cache_key()
+    assert HFTeacher(small_lm).cache_key() != HFTeacher(small_lm, max_new_tokens=7).cache_key()
+    assert HFTeacher(small_lm).cache_key() != HFTeacher("embedded:smollm2-135m").cache_key()
+
+
+def test_an_adapter_that_is_not_there_is_refused(small_lm: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder with"):
+        HFTeacher(small_lm, adapter=str(tmp_path))
