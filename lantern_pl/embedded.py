@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lantern_pl.errors import UserError, did_you_mean
+from lantern_pl.errors import CommandParser, UserError, did_you_mean
 
 PREFIX = "embedded:"
 
@@ -110,9 +110,7 @@ def _convert_gguf(weights: Path, sha256: str, folder: Path) -> None:
 
 def models_command(argv: list[str]) -> int:
     """`lantern models`: list the embedded models and make them ready."""
-    import argparse
-
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lantern models",
         description="List the models that came as wheels, and convert those that transformers can't load quickly. "
         f"Converted models are kept in {cache_folder() / 'models'} (set LANTERN_CACHE to move it).",

@@ -1,7 +1,9 @@
 """The one exception for what a user can put right: shown as a single message, exit code 2."""
 
+import argparse
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -15,3 +17,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean {' or '.join(repr(n) for n in near)}?"
     return f"Known: {', '.join(known) if known else 'none'}."
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse, whose errors are messages like all others: without a usage dump."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}. See {self.prog} --help.")

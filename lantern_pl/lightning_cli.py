@@ -1,7 +1,11 @@
 """`lantern fit|validate|test|predict`: LightningCLI with our students, run folder, resume and import rules."""
 
 import os
+import pickle
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +16,26 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import lantern_pl.data.pair_data  # noqa: F401  help names the data modules that are imported
+from lantern_pl import plugins
+from lantern_pl.config_errors import ConfigError, explain, innermost, name_options
 from lantern_pl.errors import UserError
 from lantern_pl.evaluation.comparison import ComparisonTable
 from lantern_pl.progress import ProgressBar, quiet_libraries
-from lantern_pl.run_folder import CONFIG_KEY, PredictionFile, RunFolder
+from lantern_pl.run_folder import CHECKPOINTS, CONFIG, CONFIG_KEY, PredictionFile, RunFolder
 from lantern_pl.students.student import Student
 
 # What a config may name: nothing else is imported because a config says so. Plugins are let in one by one as they load.
-ALLOWED_IMPORTS = ["lantern_pl", "lightning.pytorch", "torch.optim"]
+ALLOWED_IMPORTS = ["lantern_pl", "lightning", "torch.optim"]
 ALLOW_VARIABLE = "LANTERN_ALLOW_IMPORTS"
+HOW_TO_ALLOW = (
+    f"A config may name classes of {', '.join(ALLOWED_IMPORTS)} and, by their aliases, plugins. To allow a package of your "
+    f"own: {ALLOW_VARIABLE}=my_package lantern ..."
+)
 
+DEFAULT_RUN_DIR = "runs/unnamed"
 TRAINER_DEFAULTS = {
     "max_epochs": 1,
     "log_every_n_steps": 1,
@@ -33,23 +46,30 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
+CKPT_PATH_HELP = (
+    "A checkpoint (.ckpt file) to go on from, or `last`: the last one of run_dir. Its config serves as the lowest layer: "
+    "config files and the command line win over it. Without run_dir, the run goes on in the checkpoint's folder."
+)
+
 
 class LanternArgumentParser(LightningArgumentParser):
-    """Errors end with what to do about them, and leave out the usage line of some hundred options."""
+    """Errors are raised, and name the options that may be meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        if "is not allowed, denied by" in message:
-            message = message.split(" Add the import path")[0] + (
-                f"\nA config may name classes of {', '.join(ALLOWED_IMPORTS)} and installed plugins. To allow a package of "
-                f"your own: {ALLOW_VARIABLE}=my_package lantern ..."
-            )
-        raise UserError(message) from ex
+        parsers = [self, *(parser for action in self._actions for parser in _subparsers(action))]
+        raise ConfigError(name_options(message, [action.dest for parser in parsers for action in parser._actions])) from ex
+
+
+def _subparsers(action: Any) -> list[Any]:
+    choices = action.choices if isinstance(getattr(action, "choices", None), dict) else {}
+    return [parser for parser in choices.values() if hasattr(parser, "_actions")]
 
 
 class LanternCLI(LightningCLI):
-    """One parser for all four subcommands; the config is that of LightningCLI plus `run_dir`."""
+    """The config is that of LightningCLI plus `run_dir`."""
 
     def __init__(self, arguments: list[str]) -> None:
+        self.command = arguments[0]
         self.checkpoint_config: dict[str, Any] = {}
         super().__init__(
             Student,
@@ -57,6 +77,7 @@ class LanternCLI(LightningCLI):
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
+            parser_kwargs={self.command: {"usage": f"lantern {self.command} --config FILE [--KEY VALUE ...]"}},
             parser_class=LanternArgumentParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -70,70 +91,91 @@ class LanternCLI(LightningCLI):
         # weights_only isn't for the user to turn off: a checkpoint must not run code.
         return {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As LightningCLI's, but data comes before the model: a bad file is found before any weights are loaded."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--run_dir",
             type=str,
-            default="runs/unnamed",
+            default=DEFAULT_RUN_DIR,
             help="Folder for the resolved config, logs, checkpoints and the student. An earlier run in it is moved aside, "
             "never overwritten; a resumed run goes on in it.",
         )
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if action.dest == "ckpt_path":
+                action.help = CKPT_PATH_HELP
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """The checkpoint's own config is the lowest layer: config files and the command line win over it."""
         arguments = list(args)
-        path = _checkpoint_argument(arguments)
-        if path is not None:
-            self.checkpoint_config = _config_of_checkpoint(path)
-            for section in ("data", "model"):
-                if section in self.checkpoint_config:
-                    value = yaml.safe_dump(self.checkpoint_config[section], default_flow_style=True, width=10**9)
-                    arguments.insert(1, f"--{section}={value}")
-        # LightningCLI warns when it gets arguments while sys.argv holds some; here they are the same.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            super().parse_arguments(parser, arguments)
+        given = _given(arguments[1:], ("ckpt_path", "run_dir"))
+        with _checkpoint_layer(given) as layer:
+            if layer is not None:
+                path, self.checkpoint_config, config_file = layer
+                arguments[1:] = ["--config", str(config_file), *arguments[1:], "--ckpt_path", path]
+            # LightningCLI warns when it gets arguments while sys.argv holds some; here they are the same.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                super().parse_arguments(parser, arguments)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets the checkpoint's hyper-parameters win over what the user gives; here it's the other way round
         (see `parse_arguments`), and what differs is said."""
-        settings = self.config[self.config.subcommand]
-        ckpt_path = settings.get("ckpt_path")
-        if ckpt_path is None:
-            return
-        if ckpt_path == "last":
-            ckpt_path = str(Path(settings.run_dir) / "checkpoints" / "last.ckpt")
-            settings.ckpt_path = ckpt_path
-        if not Path(ckpt_path).is_file():
-            raise UserError(f"There is no checkpoint {ckpt_path!r}: give the path of a .ckpt file, or `last` with run_dir.")
-        saved = self.checkpoint_config or _config_of_checkpoint(ckpt_path)
-        now = yaml.safe_load(self.parser.dump(self.config))[self.config.subcommand]
-        for key, before, after in _differences(
-            {k: saved.get(k) for k in ("model", "data")}, {k: now.get(k) for k in ("model", "data")}
-        ):
-            rank_zero_info(f"{key}: the checkpoint has {before!r}, this run uses {after!r}.")
+        if self.checkpoint_config:
+            now = yaml.safe_load(self._resolved_config())
+            for key, before, after in _differences(self.checkpoint_config, now):
+                rank_zero_info(f"{key}: the checkpoint has {before!r}, this run uses {after!r}.")
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # What a constructor raises comes wrapped in jsonargparse's own error. A ValueError is about a value that
+            # the config gives; anything else is a bug somewhere, and shows where.
+            cause = innermost(error)
+            if isinstance(cause, (UserError, ValueError)):
+                raise UserError(explain(error, HOW_TO_ALLOW)) from error
+            raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         run_dir = Path(self._get(self.config_init, "run_dir"))
         given = config.get("callbacks") or []
         given = list(given) if isinstance(given, list) else [given]
-        resume = self._get(self.config_init, "ckpt_path") is not None
+        checkpoint = self._get(self.config_init, "ckpt_path")
+        # From a checkpoint of elsewhere a new run starts, and whatever is in run_dir is another one.
+        goes_on = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(run_dir.resolve())
         own_logger = config.get("logger") in (None, True)
         if own_logger:
             # RunFolder adds the loggers once the folder is ready; Lightning would make their folders ahead of that.
             config["logger"] = False
-        ours: list[Callback] = [ComparisonTable(), RunFolder(run_dir, self._resolved_config(), resume, own_logger)]
+        ours: list[Callback] = [ComparisonTable(), RunFolder(run_dir, self._resolved_config(), goes_on, own_logger)]
         if config.get("enable_progress_bar") is not False and not _has(given, RichProgressBar):
             ours.append(ProgressBar())
         if config.get("enable_checkpointing") is not False and not _has(given, ModelCheckpoint):
-            ours.append(ModelCheckpoint(run_dir / "checkpoints", save_last=True, save_on_exception=True))
+            ours.append(
+                ModelCheckpoint(
+                    run_dir / CHECKPOINTS, save_last=True, save_on_exception=True, enable_version_counter=False
+                )
+            )
         if self.subcommand == "predict":
             ours.append(PredictionFile(run_dir))
-        return super().instantiate_trainer(callbacks=[*given, *ours], **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=[*given, *ours], **kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
 
     def _resolved_config(self) -> str:
-        whole = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        whole = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         settings = whole[self.config.subcommand]
         settings.pop("config", None)
         settings.pop("ckpt_path", None)
@@ -147,35 +189,96 @@ class LanternCLI(LightningCLI):
 def run(arguments: list[str]) -> int:
     """Run one of the four subcommands. Raises UserError for what the user can put right."""
     extra = [package for package in os.environ.get(ALLOW_VARIABLE, "").split(",") if package]
-    set_parsing_settings(
-        docstring_parse_attribute_docstrings=True,
-        import_path_denylist=["*"],
-        import_path_allowlist=[*ALLOWED_IMPORTS, *extra],
-    )
+    try:
+        set_parsing_settings(
+            docstring_parse_attribute_docstrings=True,
+            import_path_denylist=["*"],
+            import_path_allowlist=[*ALLOWED_IMPORTS, *extra],
+        )
+    except ValueError as error:
+        raise UserError(f"{ALLOW_VARIABLE}={os.environ[ALLOW_VARIABLE]}: {error}") from error
+    if _let_in not in plugins.on_load:
+        plugins.on_load.append(_let_in)
     quiet_libraries()
-    LanternCLI(arguments)
+    try:
+        LanternCLI(arguments)
+    except ConfigError as error:
+        raise UserError(explain(error, HOW_TO_ALLOW)) from error
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
     return 0
 
 
-def _checkpoint_argument(arguments: list[str]) -> str | None:
-    """The checkpoint file on the command line, if one is given there."""
-    for i, argument in enumerate(arguments):
-        if argument.startswith("--ckpt_path="):
-            value = argument.partition("=")[2]
-        elif argument == "--ckpt_path" and i + 1 < len(arguments):
-            value = arguments[i + 1]
-        else:
-            continue
-        return value if Path(value).is_file() else None
-    return None
+def _let_in(plugin: type) -> None:
+    set_parsing_settings(import_path_allowlist=[f"{plugin.__module__}.{plugin.__qualname__}"])
+
+
+def _given(arguments: list[str], keys: tuple[str, ...]) -> dict[str, str]:
+    """The values that config files and the command line give to these top-level keys; what comes later wins.
+
+    Raises UserError for a config file that isn't there or isn't YAML with keys.
+    """
+    values: dict[str, str] = {}
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in ("-c", "--config", *(f"--{key}" for key in keys)):
+            value = value if equals else next(words, "")
+            values |= _read_config(value) if option in ("-c", "--config") else {option[2:]: value}
+    return {key: str(values[key]) for key in keys if values.get(key) is not None}
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"The config {path!r} isn't valid YAML{where}: {error.problem}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The config {path!r} isn't a text file in UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"The config {path!r} can't be read: {error.strerror}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"The config {path!r} holds no keys; expected run_dir, model, data and trainer.")
+    return config
+
+
+@contextmanager
+def _checkpoint_layer(given: dict[str, str]) -> Iterator[tuple[str, dict[str, Any], Path] | None]:
+    """For a run from a checkpoint: its path, the config in it, and that config as a file for the parser; else None."""
+    path = given.get("ckpt_path")
+    if path is None or path == "null":
+        yield None
+        return
+    if path == "last":
+        path = str(Path(given.get("run_dir", DEFAULT_RUN_DIR)) / CHECKPOINTS / "last.ckpt")
+    config = _config_of_checkpoint(path)
+    run_folder = Path(path).parent.parent
+    if Path(path).parent.name == CHECKPOINTS and (run_folder / CONFIG).is_file():
+        # Where the run is now: it may have been moved since.
+        config["run_dir"] = str(run_folder)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / CONFIG
+        file.write_text(yaml.safe_dump(config))
+        yield path, config, file
 
 
 def _config_of_checkpoint(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise UserError(f"There is no checkpoint {path!r}: give the path of a .ckpt file, or `last` with run_dir.")
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:
-        raise UserError(f"The checkpoint {path!r} can't be read: {error}") from error
-    config: dict[str, Any] = yaml.safe_load(checkpoint.get(CONFIG_KEY, "{}"))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"The checkpoint {path!r} isn't one of lantern-pl, or is damaged: it holds more than tensors and plain values. "
+            "Nothing in it was run."
+        ) from error
+    except Exception as error:  # torch has no common class for what a damaged file leads to
+        raise UserError(f"The checkpoint {path!r} is damaged, or isn't a checkpoint.") from error
+    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
+        raise UserError(f"The checkpoint {path!r} isn't one of lantern-pl: it holds no {CONFIG_KEY}.")
+    config: dict[str, Any] = yaml.safe_load(checkpoint[CONFIG_KEY])
     return config
 
 

@@ -16,6 +16,9 @@ from lantern_pl.errors import UserError, did_you_mean
 API_VERSION = 1
 FIRST_PARTY = "lantern-pl"
 
+on_load: list[Callable[[type], None]] = []
+"""Called with each plugin as an alias leads to it: what a config may import then includes that class."""
+
 
 class PluginError(UserError, AttributeError):
     """A plugin can't be used. Also an AttributeError, since aliases are looked up as attributes."""
@@ -54,6 +57,8 @@ def load(group: str, name: str, found: Iterable[EntryPoint] | None = None) -> ty
             f"The {kind} {name!r} from {describe(entry)} has lantern_api = {version!r}, this lantern-pl needs a class "
             f"with lantern_api = {API_VERSION}: install versions that go together."
         )
+    for told in on_load:
+        told(plugin)
     return plugin
 
 

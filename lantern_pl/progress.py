@@ -27,6 +27,7 @@ def quiet_libraries() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*'set_vital' is deprecated.*",
+        ".*is_gradient_checkpointing` is deprecated.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Experiment logs directory .* exists and is not empty.*",

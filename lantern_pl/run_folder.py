@@ -3,6 +3,7 @@
 import importlib.metadata
 import itertools
 import json
+import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,8 @@ from lantern_pl.model_files import MANIFEST, weights_identity
 from lantern_pl.plugins import describe, discover
 from lantern_pl.students.student import Student
 
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 CONFIG_KEY = "lantern_config"
 _VERSIONS = ("lantern-pl", "torch", "triton", "lightning", "transformers", "peft", "torchmetrics", "tokenizers")
 
@@ -40,25 +43,30 @@ class RunFolder(Callback):
     Args:
         folder: where.
         config: the resolved config as YAML; also put into each checkpoint.
-        resume: whether the run continues in a folder that is already there.
+        goes_on: whether the run goes on in a folder that is already there; else what is there is moved aside.
         log: whether to keep CSV and TensorBoard logs in it.
     """
 
-    def __init__(self, folder: Path, config: str, resume: bool, log: bool) -> None:
+    def __init__(self, folder: Path, config: str, goes_on: bool, log: bool) -> None:
         self.folder = folder
         self.config = config
-        self.resume = resume
+        self.goes_on = goes_on
         self.log = log
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # By now models and data were found to be right: a mistake leaves an earlier run's folder untouched.
-        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            raise UserError(f"run_dir is {str(self.folder)!r}, but {existing} isn't a folder that can be written to.")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # By now models, data and checkpoint were found to be right: a mistake leaves an earlier run's folder untouched.
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.is_global_zero:
-            if not self.resume and (moved := start_folder(self.folder)):
+            if not self.goes_on and (moved := start_folder(self.folder)):
                 rank_zero_info(f"{self.folder} held an earlier run: moved to {moved}.")
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(self.config)
+            (self.folder / CONFIG).write_text(self.config)
         trainer.strategy.barrier()
         if self.log:
             trainer.loggers = [CSVLogger(self.folder, name="csv"), TensorBoardLogger(self.folder, name="tensorboard")]
@@ -82,13 +90,15 @@ class RunFolder(Callback):
             assert isinstance(pl_module, Student)
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "test.json"
+            if path.exists():
+                move_aside(path)
             path.write_text(json.dumps(pl_module.metrics, indent=2) + "\n")
             rank_zero_info(f"The figures are in {path}.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        last = self.folder / "checkpoints" / "last.ckpt"
+        last = self.folder / CHECKPOINTS / "last.ckpt"
         if isinstance(exception, KeyboardInterrupt) and last.exists():
-            rank_zero_info(f"Stopped. To go on: lantern fit --config {self.folder / 'config.yaml'} --ckpt_path last")
+            rank_zero_info(f"Stopped. To go on: lantern fit --config {self.folder / CONFIG} --ckpt_path last")
 
     def _write_student(self, trainer: Trainer, student: Student) -> None:
         folder = self.folder / "student"
@@ -157,5 +167,7 @@ class PredictionFile(BasePredictionWriter):
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in prediction)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.path.exists():
+            move_aside(self.path)
         self.unfinished.replace(self.path)
         rank_zero_info(f"The answers are in {self.path}.")

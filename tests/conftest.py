@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,18 +10,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-
-REPOSITORY = Path(__file__).parent.parent
-OPEN_DATA = REPOSITORY.parent / "shared" / "data" / "job_fit_open" / "pairs.jsonl"
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How a command ended: its exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
+from support import Ran
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ class General(Protocol):
         """The divergence of every row, in nats."""
 
 
+@runtime_checkable
 class Fused(Protocol):
     """The optional third method of a pointwise divergence: both results at once, from quantities the terms share.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lantern_kernels.divergences import General, Pointwise
+from lantern_kernels.divergences import Fused, General, Pointwise
 from lantern_kernels.terms import CROSS_ENTROPY, Term
 from lantern_kernels.tile import Tile, finite
 
@@ -71,9 +71,8 @@ class Mixture:
 def _accumulate(divergence: Pointwise, tile: Tile, slope: Tensor | None, weight: float) -> Tensor:
     if weight == 0.0:
         slope = None
-    if hasattr(divergence, "accumulate"):
-        fused: Tensor = divergence.accumulate(tile, slope, weight)
-        return fused
+    if isinstance(divergence, Fused):
+        return divergence.accumulate(tile, slope, weight)
     if slope is not None:
         slope.add_(divergence.slope(tile.log_p, tile.log_q), alpha=weight)
     return divergence.value(tile.log_p, tile.log_q).sum(-1)

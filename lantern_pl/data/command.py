@@ -1,6 +1,5 @@
 """`lantern data`: make sample data."""
 
-import argparse
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,7 @@ from lantern_pl.tasks.task import Task
 
 def data_command(argv: list[str]) -> int:
     """Run `lantern data ...`; `argv` is what follows `data`. Raises UserError, and SystemExit where argparse does."""
-    parser = argparse.ArgumentParser(prog="lantern data", description="Make data to try things with.")
+    parser = CommandParser(prog="lantern data", description="Make data to try things with.")
     commands = parser.add_subparsers(required=True, metavar="sample")
     sample = commands.add_parser(
         "sample",

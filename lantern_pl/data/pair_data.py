@@ -92,6 +92,8 @@ class PairDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.shuffle_seed = shuffle_seed
+        # Read here, not in setup: a bad file is found before any model is loaded.
+        self._pairs_of_path = read_pairs(path, task)
         self.pairs: dict[str, list[Pair]] = {}
         self.cuts: dict[str, Cut] = {}
         self._examples: dict[str, list[Example]] = {}
@@ -101,9 +103,7 @@ class PairDataModule(LightningDataModule):
         student: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         self._featurizer = student.featurizer(self.task, self.max_length)
         if stage == "predict":
-            path = self.paths["train"]
-            assert path is not None
-            self.pairs = {"predict": read_pairs(path, self.task)}
+            self.pairs = {"predict": self._pairs_of_path}
         elif not self.pairs:
             self.pairs = self._read_splits()
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
@@ -112,11 +112,10 @@ class PairDataModule(LightningDataModule):
                 self._examples[split] = self._encode(split, supervised=stage != "predict")
 
     def _read_splits(self) -> dict[str, list[Pair]]:
-        train_path, val_path, test_path = self.paths["train"], self.paths["val"], self.paths["test"]
-        assert train_path is not None
+        val_path, test_path = self.paths["val"], self.paths["test"]
         val_fraction = 0.0 if val_path else self.fractions[0]
         test_fraction = 0.0 if test_path else self.fractions[1]
-        splits = split_pairs(read_pairs(train_path, self.task), val_fraction, test_fraction, self.split_seed)
+        splits = split_pairs(self._pairs_of_path, val_fraction, test_fraction, self.split_seed)
         pairs = {"train": list(splits.train), "val": list(splits.val), "test": list(splits.test)}
         for split, path in (("val", val_path), ("test", test_path)):
             if path:

@@ -18,7 +18,7 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.students.lora import Lora, add_lora, write_merged
-from lantern_pl.students.student import Optimization, Student
+from lantern_pl.students.student import Optimization, Student, check_loss
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Teacher
 from lantern_pl.text import fingerprint, load_tokenizer
@@ -67,14 +67,13 @@ class DecoderStudent(Student):
         self.layers = layers
         self.lora = lora
         self.terms: list[Term] = [weighted.term() for weighted in mixture or []]
+        check_loss(self.terms, temperature, cross_entropy)
         self.cross_entropy = cross_entropy
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.generate_pairs = generate_pairs
         self.tokenizer = load_tokenizer(model)
         self.teacher = self._check_teacher(teacher)
-        if not self.terms and cross_entropy == 0:
-            raise UserError("The student has nothing to learn: give a mixture with a teacher, or a cross_entropy weight.")
         lm = load_causal_lm(model, torch.float32, layers)
         self.lm: Any = (lm if lora is None else add_lora(lm, lora)).train()
         # Adapters alone go into checkpoints; the frozen weights come from `model` again.

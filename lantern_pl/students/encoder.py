@@ -1,5 +1,6 @@
 """EncoderStudent: a classifier of the fit level, taught by levels and by distributions over them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,12 @@ from torchmetrics import CohenKappa, MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 from lantern_pl.data.featurize import IGNORE, EncoderBatch, EncoderFeaturizer
+from lantern_pl.data.pair import Pair
 from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.pair_classifier import Pooling, is_classifier, load_classifier, new_classifier, write_classifier
-from lantern_pl.students.student import Optimization, Student
+from lantern_pl.students.student import Optimization, Student, check_loss
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Teacher
 from lantern_pl.text import load_tokenizer
@@ -60,13 +62,12 @@ class EncoderStudent(Student):
         self.model_name = model
         self.levels = levels or Task().levels
         self.terms: list[Term] = [weighted.term() for weighted in mixture or []]
+        check_loss(self.terms, temperature, cross_entropy)
         self.cross_entropy = cross_entropy
         self.temperature = temperature
         self.layers = layers
         if head_depth < 0:
             raise UserError(f"model.head_depth is {head_depth}: give 0 (a linear head) or more.")
-        if not self.terms and cross_entropy == 0:
-            raise UserError("The student has nothing to learn: give a mixture, or a cross_entropy weight.")
         if teacher is not None and "level_probs" not in teacher.capabilities:
             raise UserError(
                 f"The teacher {type(teacher).__name__} gives no level distributions (it can: "
@@ -116,6 +117,9 @@ class EncoderStudent(Student):
             )
         if self.teacher is not None:
             self.teacher.to(self.trainer.strategy.root_device)
+        elif self.terms and stage == "fit":
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            _check_distributions([*data.pairs["train"], *data.pairs["val"]])
 
     # Loss
 
@@ -142,13 +146,7 @@ class EncoderStudent(Student):
     def _distributions(self, batch: EncoderBatch) -> Tensor:
         """The level distribution [B, K] of each pair, from the teacher (asked once for each pair) or the annotations."""
         if self.teacher is None:
-            missing = batch.level_probs.isnan().any(-1)
-            if missing.any():
-                pair = batch.pairs[int(missing.nonzero()[0])]
-                raise UserError(
-                    f"Pair {pair.pair_id!r} has neither votes nor confidence, so there is no level distribution to learn "
-                    "from: give model.teacher, add them to the data, or leave model.mixture empty."
-                )
+            _check_distributions(batch.pairs)
             return batch.level_probs
         new = [pair for pair in batch.pairs if pair.pair_id not in self._level_probs]
         if new:
@@ -204,3 +202,12 @@ class EncoderStudent(Student):
             },
             "parameters": sum(parameter.numel() for parameter in self.classifier.parameters()),
         }
+
+
+def _check_distributions(pairs: Sequence[Pair]) -> None:
+    for pair in pairs:
+        if pair.level_probs is None:
+            raise UserError(
+                f"Pair {pair.pair_id!r} has neither votes nor confidence, so there is no level distribution to learn from: "
+                "give model.teacher, add them to the data, or leave model.mixture empty."
+            )

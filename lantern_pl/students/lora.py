@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
 from lantern_pl.errors import UserError
@@ -31,9 +32,15 @@ def add_lora(lm: PreTrainedModel, lora: Lora) -> PeftModel:
         task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
     )
     try:
-        return get_peft_model(lm, config)
+        adapted = get_peft_model(lm, config)
     except ValueError as error:
         raise UserError(f"lora can't be put on {type(lm).__name__}: {error}") from error
+    if type(adapted.get_output_embeddings()) is not nn.Linear:
+        raise UserError(
+            f"lora.target_modules {lora.target_modules} include the output head: leave it out, since the loss is computed "
+            "from the head's own weights."
+        )
+    return adapted
 
 
 def write_merged(adapted: PeftModel, base: PreTrainedModel, folder: Path) -> None:
@@ -42,5 +49,5 @@ def write_merged(adapted: PeftModel, base: PreTrainedModel, folder: Path) -> Non
     The adapters are merged into a fresh copy of the frozen weights: the model in training stays as it is.
     """
     adapter = folder / "adapter"
-    adapted.save_pretrained(adapter)
+    adapted.save_pretrained(str(adapter))
     PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)

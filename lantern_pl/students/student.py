@@ -1,19 +1,22 @@
 """What the two students share: the loss over the global batch, the optimizer, and the table of untrained and trained."""
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lantern_kernels import MixtureOutput
+from lantern_kernels import MixtureOutput, Term
+from lantern_kernels.terms import CROSS_ENTROPY
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from transformers import get_scheduler
 
 from lantern_pl.data.featurize import Batch, Featurizer
+from lantern_pl.errors import UserError
 from lantern_pl.tasks import Task
 
 ScheduleName = Literal["constant", "linear", "cosine"]
@@ -33,6 +36,20 @@ class Optimization:
     """What follows the warm-up, until the last step: constant, linear or cosine decay to 0."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's running averages."""
+
+
+def check_loss(terms: Sequence[Term], temperature: float, cross_entropy: float) -> None:
+    """Raise UserError for a loss that can't be: found here before any weights are loaded."""
+    if not terms and cross_entropy == 0:
+        raise UserError("The student has nothing to learn: give a mixture, or a cross_entropy weight.")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise UserError(f"model.temperature is {temperature}: give a finite number above 0.")
+    if not (math.isfinite(cross_entropy) and cross_entropy >= 0):
+        raise UserError(f"model.cross_entropy is {cross_entropy}: give a weight of 0 or more.")
+    labels = [CROSS_ENTROPY, *(term.label for term in terms)]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise UserError(f"model.mixture has several terms called {twice[0]!r}: give each a `label` of its own.")
 
 
 class Student(LightningModule, ABC):
@@ -179,6 +196,21 @@ class Student(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["untrained_metrics"] = self.untrained_metrics
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As ever, but what is trained must be there under its name and in its shape, also where `strict` is off: a LoRA
+        checkpoint lacks the frozen weights."""
+        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        missing = [name for name in trained if name not in state_dict]
+        other = [name for name in trained if name in state_dict and state_dict[name].shape != trained[name].shape]
+        unknown = [name for name in state_dict if name not in self.state_dict()]
+        for what, names in (("lacks", missing), ("has another shape of", other), ("also has", unknown)):
+            if names:
+                raise UserError(
+                    f"The checkpoint doesn't fit this student: it {what} {names[0]!r}, and {len(names) - 1} more weights. "
+                    "Give the model, layers, levels, pooling, head_depth and lora that it was made with."
+                )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.untrained_metrics = checkpoint.get("untrained_metrics", {})

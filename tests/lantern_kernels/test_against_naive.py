@@ -117,10 +117,8 @@ def test_linear_in_every_dtype(terms, dtype):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 1), (1, 7), (252, 7), (1, 507), (252, 507), (7, 32_001)])
-@pytest.mark.parametrize("chunk_size", [None, 1, 100], ids="chunk_{}".format)
+@pytest.mark.parametrize("chunk_size", [None, 3, 100], ids="chunk_{}".format)
 def test_linear_of_odd_shapes_and_chunks(rows, columns, chunk_size):
-    if (rows, chunk_size) == (252, 1):
-        pytest.skip("252 chunks show nothing that 7 don't")
     student, teacher = heads(rows, columns, torch.float32)
     keywords = {"temperature": 2.0, "targets": torch.arange(rows) % columns, "cross_entropy": 0.6}
     ours = linear_mixture_loss(student, teacher, MIXTURES["all"], chunk_size=chunk_size, **keywords)

@@ -73,6 +73,15 @@ def test_prompt_or_padding_rows_in_the_loss(out):
     assert all((values[[0, 4]] == 0).all() for values in output.terms.values())
 
 
+@pytest.mark.parametrize("ignore_index", [-1, 3])
+def test_another_ignore_index(ignore_index):
+    """It may be a class id too, such as that of a padding token."""
+    student, targets = torch.randn(6, 30).requires_grad_(), torch.tensor([0, ignore_index, 2, ignore_index, 4, 5])
+    keywords = {"targets": targets, "cross_entropy": 1.0, "ignore_index": ignore_index}
+    loss = mixture_loss(student, None, [], **keywords).loss
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(student, targets, ignore_index=ignore_index))
+
+
 @pytest.mark.parametrize("out", ["target", "weight"])
 def test_fully_masked_batch(out):
     """A loss of 0 that is part of the graph, with zeros for gradients: a rank without supervised positions needs it."""

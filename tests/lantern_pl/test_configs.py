@@ -1,0 +1,94 @@
+"""Every config in configs/ runs, in the order that its own comments give, and explains its keys."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from support import OPEN_DATA, REPOSITORY, Ran
+
+CONFIGS = REPOSITORY / "configs"
+FEW_STEPS = [
+    "--trainer.limit_train_batches=1",
+    "--trainer.limit_val_batches=1",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.max_epochs=1",
+    "--trainer.enable_progress_bar=false",
+    "--data.batch_size=1",
+    "--data.eval_batch_size=1",
+]
+SHORT_TEXTS = ["--model.max_new_tokens=4", "--model.generate_pairs=1"]
+
+
+def commands_of(config: Path) -> list[list[str]]:
+    """The `lantern` commands in the comment at the head of a config."""
+    lines = [line.lstrip("# ").strip() for line in config.read_text().splitlines() if line.startswith("#")]
+    return [line.split()[1:] for line in lines if line.startswith("lantern ")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like a fresh clone: configs beside nothing else."""
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def few_steps(command: list[str]) -> list[str]:
+    if command[0] != "fit":
+        return command
+    decoder = "encoder.yaml" not in command[-1]
+    return [*command, *FEW_STEPS, *(SHORT_TEXTS if decoder else [])]
+
+
+@pytest.mark.parametrize("name", ["quickstart.yaml", "encoder.yaml", "decoder.yaml", "two_stage/stage1.yaml"])
+def test_the_commands_at_the_head_of_a_config_run(name: str, folder: Path, lantern: Callable[..., Ran]) -> None:
+    """decoder.yaml's commands train teacher.yaml first, stage1.yaml's train stage 2 after it."""
+    commands = commands_of(CONFIGS / name)
+    assert any(name in " ".join(command) for command in commands)
+    for command in commands:
+        ran = lantern(*few_steps(command))
+        assert ran.code == 0, ran.err
+        if command[0] == "fit":
+            run_dir = folder / yaml.safe_load(Path(command[-1]).read_text())["run_dir"]
+            for left in (
+                "config.yaml",
+                "csv",
+                "tensorboard",
+                "checkpoints/last.ckpt",
+                "curves.png",
+                "student/manifest.json",
+            ):
+                assert (run_dir / left).exists(), left
+
+
+def test_every_config_is_among_those_that_are_run() -> None:
+    run = {word for name in ("quickstart.yaml", "encoder.yaml", "decoder.yaml", "two_stage/stage1.yaml")
+           for command in commands_of(CONFIGS / name) for word in command if word.endswith(".yaml")}  # fmt: skip
+    assert run == {str(path.relative_to(REPOSITORY)) for path in CONFIGS.rglob("*.yaml")}
+
+
+def test_every_key_is_explained_where_it_first_matters() -> None:
+    """Each key of any config has a comment above it or beside it in at least one config."""
+    explained, used = set(), set()
+    for path in CONFIGS.rglob("*.yaml"):
+        lines = path.read_text().splitlines()
+        for above, line in zip(["", *lines], lines, strict=False):
+            key = line.strip().removeprefix("- ").split(":")[0]
+            if line.strip().startswith("#") or ":" not in line:
+                continue
+            used.add(key)
+            if above.strip().startswith("#") or " #" in line:
+                explained.add(key)
+    structure = {"class_path", "init_args", "model", "data", "trainer", "divergence"}
+    assert used - explained - structure == set()
+
+
+@pytest.mark.skipif(not OPEN_DATA.exists(), reason="the open data set isn't beside this repository")
+@pytest.mark.parametrize("name", ["quickstart.yaml", "encoder.yaml"])
+def test_open_annotations_train_both_students_by_the_path_alone(
+    name: str, folder: Path, lantern: Callable[..., Ran]
+) -> None:
+    ran = lantern(*few_steps(["fit", "--config", f"configs/{name}"]), f"--data.path={OPEN_DATA}")
+    assert ran.code == 0, ran.err
+    assert "Pairs: 176 train, 18 val, 18 test; 268 left out" in ran.err + ran.out or name == "quickstart.yaml"
