@@ -10,7 +10,7 @@ help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 quickstart: .venv/ready  ## distil a decoder student, in minutes, without GPU
-	$(BIN)/lantern data sample --pairs 128 --seed 0 --out data/quickstart
+	$(BIN)/lantern data sample --pairs 96 --seed 0 --out data/quickstart
 	$(BIN)/lantern fit --config configs/quickstart.yaml
 
 test: .venv/ready  ## all behaviour

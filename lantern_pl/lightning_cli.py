@@ -22,7 +22,7 @@ import lantern_pl.data.pair_data  # noqa: F401  help names the data modules that
 from lantern_pl import plugins
 from lantern_pl.config_errors import ConfigError, explain, innermost, name_options
 from lantern_pl.errors import UserError
-from lantern_pl.evaluation.comparison import ComparisonTable
+from lantern_pl.evaluation.comparison import ComparisonTable, FinalValidation
 from lantern_pl.progress import ProgressBar, quiet_libraries
 from lantern_pl.run_folder import CHECKPOINTS, CONFIG, CONFIG_KEY, PredictionFile, RunFolder
 from lantern_pl.students.student import Student
@@ -158,14 +158,12 @@ class LanternCLI(LightningCLI):
         if own_logger:
             # RunFolder adds the loggers once the folder is ready; Lightning would make their folders ahead of that.
             config["logger"] = False
-        ours: list[Callback] = [ComparisonTable(), RunFolder(run_dir, self._resolved_config(), goes_on, own_logger)]
+        ours: list[Callback] = [FinalValidation(), ComparisonTable(), RunFolder(run_dir, self._resolved_config(), goes_on, own_logger)]
         if config.get("enable_progress_bar") is not False and not _has(given, RichProgressBar):
             ours.append(ProgressBar())
         if config.get("enable_checkpointing") is not False and not _has(given, ModelCheckpoint):
             ours.append(
-                ModelCheckpoint(
-                    run_dir / CHECKPOINTS, save_last=True, save_on_exception=True, enable_version_counter=False
-                )
+                ModelCheckpoint(run_dir / CHECKPOINTS, save_last="link", save_on_exception=True, enable_version_counter=False)
             )
         if self.subcommand == "predict":
             ours.append(PredictionFile(run_dir))

@@ -23,18 +23,36 @@ from lantern_pl.students.student import Student
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 CONFIG_KEY = "lantern_config"
+FIGURES = "test.json"
+PREDICTIONS = "predictions.jsonl"
+# By any of these a folder is known as a run's: only such a one is moved aside or added to.
+_MARKS = {CONFIG, CHECKPOINTS, FIGURES, PREDICTIONS, f"{PREDICTIONS}.part"}
 _VERSIONS = ("lantern-pl", "torch", "triton", "lightning", "transformers", "peft", "torchmetrics", "tokenizers")
 
 
 def start_folder(folder: Path) -> Path | None:
     """Make an empty run folder. What is already there is moved aside to `NAME.1`, `NAME.2`, ...; returns where to."""
-    moved = None
-    if folder.exists() and any(folder.iterdir()):
-        aside = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
-        moved = next(path for path in aside if not path.exists())
-        folder.rename(moved)
+    moved = move_aside(folder) if folder.exists() and any(folder.iterdir()) else None
     folder.mkdir(parents=True, exist_ok=True)
     return moved
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a folder, or a file before its suffix, to the first free of `NAME.1`, `NAME.2`, ...; returns where to."""
+    path = path if path.name else path.absolute()
+    suffix = path.suffix if path.is_file() else ""
+    names = (f"{path.name.removesuffix(suffix)}.{number}{suffix}" for number in itertools.count(1))
+    return path.rename(next(aside for name in names if not (aside := path.with_name(name)).exists()))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError unless this may become a run's folder: writable, and empty, not there yet or an earlier run's."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UserError(f"run_dir is {str(folder)!r}, but {existing} isn't a folder that can be written to.")
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if found and not found & _MARKS:
+        raise UserError(f"run_dir is {str(folder)!r}, which holds other things than a run: choose a folder of its own.")
 
 
 class RunFolder(Callback):
@@ -54,9 +72,8 @@ class RunFolder(Callback):
         self.log = log
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        if not (existing.is_dir() and os.access(existing, os.W_OK)):
-            raise UserError(f"run_dir is {str(self.folder)!r}, but {existing} isn't a folder that can be written to.")
+        if stage != "validate":  # which writes nothing
+            check_folder(self.folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # By now models, data and checkpoint were found to be right: a mistake leaves an earlier run's folder untouched.
@@ -89,7 +106,7 @@ class RunFolder(Callback):
         if trainer.is_global_zero:
             assert isinstance(pl_module, Student)
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / "test.json"
+            path = self.folder / FIGURES
             if path.exists():
                 move_aside(path)
             path.write_text(json.dumps(pl_module.metrics, indent=2) + "\n")
@@ -144,7 +161,7 @@ class PredictionFile(BasePredictionWriter):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(write_interval="batch")
-        self.path = folder / "predictions.jsonl"
+        self.path = folder / PREDICTIONS
         self.unfinished = self.path.with_suffix(".jsonl.part")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

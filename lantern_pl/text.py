@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lantern_pl.errors import UserError
-from lantern_pl.model_files import locate
+from lantern_pl.model_files import load_config, locate
 
 # Texts on which tokenizers with the same vocabulary but other rules (merges, normalisation, splitting) differ.
 _PROBES = ("Hello, world!  5 years of C++/Python\n\n", "naïve Straße 東京 😀", "  leading, TRAILING  ", "1234567.89")
@@ -17,9 +17,9 @@ _PROBES = ("Hello, world!  5 years of C++/Python\n\n", "naïve Straße 東京 �
 @lru_cache(maxsize=8)
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model reference (see `model_files.locate`). Raises UserError if there is none."""
-    path = locate(model)
+    load_config(model)  # says better than the tokenizer's loader that there is no such model
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(locate(model), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{model!r} has no tokenizer that transformers can load: {error}") from error
     if tokenizer.pad_token_id is None:

@@ -66,14 +66,14 @@ model:
   init_args:
     model: {small_lm}
     layers: {{keep: 2}}
-    teacher: {{class_path: lantern_pl.teachers.hf, init_args: {{model: {small_lm}}}}}
+    teacher: {{class_path: lantern_pl.teachers.hf, init_args: {{model: {small_lm}, max_new_tokens: 4}}}}
     mixture:
       - {{divergence: {{class_path: lantern_pl.divergences.js}}, weight: 1.0}}
     max_new_tokens: 4
     generate_pairs: 1
 data:
   class_path: lantern_pl.data.PairDataModule
-  init_args: {{path: {pairs_file}, max_length: 320, batch_size: 2, val_fraction: 0.15, test_fraction: 0.15}}
+  init_args: {{path: {pairs_file}, max_length: 320, batch_size: 2, eval_batch_size: 2, val_fraction: 0.15, test_fraction: 0.15}}
 trainer:
   max_steps: 2
   max_epochs: -1

@@ -86,7 +86,7 @@ def _walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor
             s_chunk = student.read(rows)
             t_chunk = None if teacher is None else teacher.read(rows)
             w_chunk = weights[rows]
-            y_chunk = None if job.targets is None else job.targets[rows]
+            y_chunk = None if job.targets is None else job.targets[rows].long()
             v_chunk = values.new_empty(len(values), len(w_chunk))
             for start in range(0, len(w_chunk), tile_rows):
                 tile = slice(start, start + tile_rows)
@@ -120,8 +120,8 @@ def _sizes(job: Job, columns: int) -> tuple[int, int]:
 def _split(rows: Tensor | None, total: int, size: int) -> Iterator[Rows]:
     if rows is None:
         yield from (slice(start, min(start + size, total)) for start in range(0, total, size))
-    else:
-        yield from rows.split(size) if len(rows) else ()
+    elif len(rows):
+        yield from rows.split(size)
 
 
 def _cut(tensor: Tensor | None, tile: slice) -> Tensor | None:

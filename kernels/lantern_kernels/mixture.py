@@ -20,7 +20,6 @@ class Mixture:
     terms: Sequence[Term]
     temperature: float
     cross_entropy: float
-
     with_targets: bool
 
     @property

@@ -5,11 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 from lantern_pl.data.sample import make_pairs, write_sample
+from lantern_pl.errors import CommandParser
 from lantern_pl.tasks.task import Task
 
 
 def data_command(argv: list[str]) -> int:
-    """Run `lantern data ...`; `argv` is what follows `data`. Raises UserError, and SystemExit where argparse does."""
+    """Run `lantern data ...`; `argv` is what follows `data`. Raises UserError, and SystemExit after help."""
     parser = CommandParser(prog="lantern data", description="Make data to try things with.")
     commands = parser.add_subparsers(required=True, metavar="sample")
     sample = commands.add_parser(

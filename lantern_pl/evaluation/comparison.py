@@ -49,6 +49,23 @@ def sample_table(sample: Mapping[str, str]) -> Table:
     return table
 
 
+class FinalValidation(Callback):
+    """Validates once more where training stops between two validations (max_steps, max_time): the last figures are then
+    those of the student that is saved."""
+
+    def __init__(self) -> None:
+        self.validated_at = -1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated_at = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.validated_at < trainer.global_step and trainer.enable_validation:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+
 class ComparisonTable(Callback):
     """Prints the table after each validation, and at the end of a fit the answers side by side."""
 

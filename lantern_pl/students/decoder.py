@@ -68,6 +68,10 @@ class DecoderStudent(Student):
         self.lora = lora
         self.terms: list[Term] = [weighted.term() for weighted in mixture or []]
         check_loss(self.terms, temperature, cross_entropy)
+        if max_new_tokens < 1 or generate_pairs < 0:
+            raise UserError(
+                f"model.max_new_tokens is {max_new_tokens} and generate_pairs {generate_pairs}: give 1 and 0, or more."
+            )
         self.cross_entropy = cross_entropy
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens

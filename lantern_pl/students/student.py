@@ -37,6 +37,12 @@ class Optimization:
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's running averages."""
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise UserError(f"optimization.learning_rate is {self.learning_rate}: give a number above 0.")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"optimization.warmup is {self.warmup}: give a share of the steps, 0 to 1.")
+
 
 def check_loss(terms: Sequence[Term], temperature: float, cross_entropy: float) -> None:
     """Raise UserError for a loss that can't be: found here before any weights are loaded."""

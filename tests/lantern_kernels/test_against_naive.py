@@ -72,6 +72,13 @@ def test_cross_entropy_alone_needs_no_teacher(temperature):
     )
 
 
+def test_targets_of_another_integer_dtype():
+    student = logits(7, 123).requires_grad_()
+    ours = mixture_loss(student, None, [], targets=torch.arange(7, dtype=torch.int32), cross_entropy=1.0)
+    naive = naive_loss(student, None, [], targets=torch.arange(7), cross_entropy=1.0)
+    assert_same(ours, naive, [student], torch.float64)
+
+
 @pytest.mark.parametrize(("columns", "teacher_columns"), [(507, 520), (520, 507), (1, 9), (9, 1)])
 @pytest.mark.parametrize("terms", MIXTURES.values(), ids=MIXTURES)
 def test_logits_of_padded_vocabularies(terms, columns, teacher_columns):
