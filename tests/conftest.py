@@ -73,7 +73,8 @@ model:
     generate_pairs: 1
 data:
   class_path: lantern_pl.data.PairDataModule
-  init_args: {{path: {pairs_file}, max_length: 320, batch_size: 2, eval_batch_size: 2, val_fraction: 0.15, test_fraction: 0.15}}
+  init_args:
+    {{path: {pairs_file}, max_length: 320, batch_size: 2, eval_batch_size: 2, val_fraction: 0.15, test_fraction: 0.15}}
 trainer:
   max_steps: 2
   max_epochs: -1

@@ -14,13 +14,13 @@ Each implementation lives in a process of its own, for its memory; they take tur
 import argparse
 import json
 import multiprocessing as mp
-import platform
 import statistics
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from lantern_kernels.bench import machine
 
 MODEL = "embedded:smollm2-135m"
 LAYERS, BATCH, PROMPT, COMPLETION = 10, 2, 448, 64
@@ -92,7 +92,6 @@ def work(name: str, pipe: Any) -> None:
     from lantern_pl.depth_pruning import DepthPruning
 
     torch.manual_seed(0)
-    torch.set_num_threads(torch.get_num_threads())
     ids = torch.randint(0, 49152, (BATCH, PROMPT + COMPLETION))
     if name == "lantern":
         step = lantern_step(ids)
@@ -204,18 +203,6 @@ def memory_mb(field: str) -> float:
     """A memory figure of this process: VmRSS (now) or VmHWM (its peak)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    import torch
-
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    packages = ("torch", "transformers", "trl", "lantern-pl")
-    return {"cpu": cpu, "threads": torch.get_num_threads(), **{name: version(name) for name in packages}}
 
 
 if __name__ == "__main__":

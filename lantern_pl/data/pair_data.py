@@ -7,11 +7,11 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.progress import track
-from torch.utils.data import BatchSampler, Dataset, Sampler, SequentialSampler
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from lantern_pl.data.batching import EpochShuffle, LengthBucketBatches
 from lantern_pl.data.featurize import Example, Featurizer
+from lantern_pl.data.loader import ResumableBatches, ResumableLoader
 from lantern_pl.data.pair import Pair
 from lantern_pl.data.records import fingerprint, read_pairs
 from lantern_pl.data.splits import split_pairs
@@ -148,36 +148,39 @@ class PairDataModule(LightningDataModule):
             )
         return examples
 
-    def train_dataloader(self) -> StatefulDataLoader[Example]:
-        return self._loader("train", self.batch_size, shuffle=True)
+    def train_dataloader(self) -> DataLoader[Example]:
+        shuffle = EpochShuffle(len(self._examples["train"]), self.shuffle_seed)
+        batches = ResumableBatches(shuffle, self._batches("train", self.batch_size, shuffle))
+        return self._dataloader("train", batches, ResumableLoader)
 
-    def val_dataloader(self) -> StatefulDataLoader[Example]:
-        return self._loader("val", self.eval_batch_size, shuffle=False)
+    def val_dataloader(self) -> DataLoader[Example]:
+        return self._dataloader("val", self._batches("val", self.eval_batch_size))
 
-    def test_dataloader(self) -> StatefulDataLoader[Example]:
-        return self._loader("test", self.eval_batch_size, shuffle=False)
+    def test_dataloader(self) -> DataLoader[Example]:
+        return self._dataloader("test", self._batches("test", self.eval_batch_size))
 
-    def predict_dataloader(self) -> StatefulDataLoader[Example]:
+    def predict_dataloader(self) -> DataLoader[Example]:
         # In the order of the file, so that the answers are too.
         return self._dataloader(
             "predict", BatchSampler(SequentialSampler(self._examples["predict"]), self.eval_batch_size, False)
         )
 
-    def _loader(self, split: str, batch_size: int, shuffle: bool) -> StatefulDataLoader[Example]:
+    def _batches(self, split: str, batch_size: int, order: Sampler[int] | None = None) -> LengthBucketBatches:
         assert self.trainer is not None
         examples = self._examples[split]
-        batches = LengthBucketBatches(
-            EpochShuffle(len(examples), self.shuffle_seed) if shuffle else SequentialSampler(examples),
+        return LengthBucketBatches(
+            order or SequentialSampler(examples),
             lengths=[len(example.input_ids) for example in examples],
             batch_size=batch_size,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
-        return self._dataloader(split, batches)
 
-    def _dataloader(self, split: str, batches: Sampler[list[int]]) -> StatefulDataLoader[Example]:
+    def _dataloader(
+        self, split: str, batches: Sampler[list[int]], kind: type[DataLoader[Any]] = DataLoader
+    ) -> DataLoader[Example]:
         assert self._featurizer is not None
-        return StatefulDataLoader(
+        return kind(
             ExampleDataset(self._examples[split]),
             batch_sampler=batches,
             collate_fn=self._featurizer.collate,

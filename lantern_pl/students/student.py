@@ -17,6 +17,7 @@ from transformers import get_scheduler
 
 from lantern_pl.data.featurize import Batch, Featurizer
 from lantern_pl.errors import UserError
+from lantern_pl.resume import settle
 from lantern_pl.tasks import Task
 
 ScheduleName = Literal["constant", "linear", "cosine"]
@@ -115,6 +116,10 @@ class Student(LightningModule, ABC):
     def on_train_start(self) -> None:
         self._start_window()
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # The step that loggers get. It's always that of the optimizer, but for a resumed run, where it can be one off.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output, rows = self.summed_loss(batch)
         self._window_rows += rows
@@ -201,6 +206,7 @@ class Student(LightningModule, ABC):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        settle(checkpoint, int(self.trainer.num_training_batches), self.trainer.accumulate_grad_batches)
         checkpoint["untrained_metrics"] = self.untrained_metrics
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -1,0 +1,38 @@
+"""Where a run stands, told exactly, so that a resumed run goes on with the very next batch.
+
+Lightning's own state says which of its hooks have run, and it restarts after them. That goes wrong where a run was ended
+by `max_steps` (in mid-epoch the rest of the epoch is left out, at its end the next epoch is) or interrupted (the batch
+that was being trained on is left out). What counts here is how many batches of which epoch the weights have seen.
+"""
+
+from typing import Any
+
+
+def settle(checkpoint: dict[str, Any], batches: int, accumulate: int) -> None:
+    """Rewrite the loops' state in a checkpoint that is about to be saved.
+
+    Args:
+        checkpoint: what Lightning is going to save.
+        batches: how many an epoch has.
+        accumulate: micro-batches for each optimizer step. Those since the last step are trained on again, since their
+            gradients aren't saved.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, trained = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    epoch = max(0, epochs["current"]["ready"] - 1)
+    done, total = trained["current"]["processed"], trained["total"]["processed"]
+    if done < batches:
+        begun, done, total = epoch + 1, done - done % accumulate, total - done % accumulate
+    else:
+        begun, epoch, done = epoch + 1, epoch + 1, 0
+    for counts in (epochs["current"], epochs["total"]):
+        counts.update(ready=begun, started=begun, processed=epoch, completed=epoch)
+    for counts, count in ((trained["current"], done), (trained["total"], total)):
+        counts.update(ready=count, started=count, processed=count, completed=count)
+    trained["is_last_batch"] = False
+    # A validation that was interrupted isn't gone on with: its figures would be of a part of the data.
+    validated = loop["epoch_loop.val_loop.batch_progress"]
+    for counts in (validated["current"], validated["total"]):
+        counts.update(ready=0, started=0, processed=0, completed=0)
+    if "combined_loader" in loop["state_dict"]:
+        loop["state_dict"]["combined_loader"] = [{"epoch": epoch, "batches": done}]
