@@ -1,8 +1,11 @@
 """`lantern fit|validate|test|predict`: LightningCLI with our students, run folder, resume and import rules."""
 
+import argparse
+import dataclasses
 import os
 import pickle
 import tempfile
+import typing
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,11 +56,27 @@ CKPT_PATH_HELP = (
 
 
 class LanternArgumentParser(LightningArgumentParser):
-    """Errors are raised, and name the options that may be meant."""
+    """Errors are raised, and name the options that may be meant; help goes on to what an option's value consists of."""
+
+    def format_help(self) -> str:
+        parts = [super().format_help()]
+        for action in self._actions:
+            for part in _dataclasses(getattr(action, "_typehint", None)):
+                parser = type(self)(prog=self.prog, usage=argparse.SUPPRESS, add_help=False)
+                parser.add_class_arguments(part, action.dest)
+                parts.append(parser.format_help())
+        return "\n".join(parts)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         parsers = [self, *(parser for action in self._actions for parser in _subparsers(action))]
         raise ConfigError(name_options(message, [action.dest for parser in parsers for action in parser._actions])) from ex
+
+
+def _dataclasses(typehint: Any) -> list[type]:
+    """Dataclasses of ours that a value of this type consists of."""
+    if isinstance(typehint, type) and dataclasses.is_dataclass(typehint):
+        return [typehint] if typehint.__module__.startswith("lantern_pl.") else []
+    return [found for part in typing.get_args(typehint) for found in _dataclasses(part)]
 
 
 def _subparsers(action: Any) -> list[Any]:
@@ -158,13 +177,13 @@ class LanternCLI(LightningCLI):
         if own_logger:
             # RunFolder adds the loggers once the folder is ready; Lightning would make their folders ahead of that.
             config["logger"] = False
-        ours: list[Callback] = [FinalValidation(), ComparisonTable(), RunFolder(run_dir, self._resolved_config(), goes_on, own_logger)]
+        folder = RunFolder(run_dir, self._resolved_config(), goes_on, own_logger)
+        ours: list[Callback] = [FinalValidation(), ComparisonTable(), folder]
         if config.get("enable_progress_bar") is not False and not _has(given, RichProgressBar):
             ours.append(ProgressBar())
         if config.get("enable_checkpointing") is not False and not _has(given, ModelCheckpoint):
-            ours.append(
-                ModelCheckpoint(run_dir / CHECKPOINTS, save_last="link", save_on_exception=True, enable_version_counter=False)
-            )
+            kept: dict[str, Any] = {"save_last": "link", "save_on_exception": True, "enable_version_counter": False}
+            ours.append(ModelCheckpoint(run_dir / CHECKPOINTS, **kept))
         if self.subcommand == "predict":
             ours.append(PredictionFile(run_dir))
         try:

@@ -6,6 +6,8 @@ checkpoints keep, so a class can move without breaking them. Finding plugins rea
 imported when its alias is used, and a broken one harms nobody who doesn't use it.
 """
 
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -20,8 +22,12 @@ on_load: list[Callable[[type], None]] = []
 """Called with each plugin as an alias leads to it: what a config may import then includes that class."""
 
 
-class PluginError(UserError, AttributeError):
-    """A plugin can't be used. Also an AttributeError, since aliases are looked up as attributes."""
+class UnknownPlugin(UserError, AttributeError):
+    """There is no plugin of a name. An AttributeError, since aliases are looked up as attributes."""
+
+
+class UnusablePlugin(UserError, ImportError):
+    """There is one, but it can't be used. An ImportError, so that `from lantern_pl.divergences import NAME` says why."""
 
 
 def discover(group: str, found: Iterable[EntryPoint] | None = None) -> Mapping[str, list[EntryPoint]]:
@@ -32,28 +38,33 @@ def discover(group: str, found: Iterable[EntryPoint] | None = None) -> Mapping[s
 def load(group: str, name: str, found: Iterable[EntryPoint] | None = None) -> type:
     """Import the one plugin called `name`.
 
-    Raises PluginError if there is none (with the nearest names), if several distributions claim the name, if its import
-    fails, if it isn't a class, or if it was written for another version of the contract.
+    Raises UnknownPlugin if there is none, with the nearest names; UnusablePlugin if several distributions claim the name,
+    if its import fails, if it isn't a class, or if it was written for another version of the contract.
     """
     plugins = discover(group, found)
     kind = group.rpartition(".")[2].removesuffix("s")
     entries = plugins.get(name, [])
     if not entries:
-        raise PluginError(f"There is no {kind} called {name!r}. {did_you_mean(name, plugins)}")
+        raise UnknownPlugin(f"There is no {kind} called {name!r}. {did_you_mean(name, plugins)}")
     if len(entries) > 1:
         claimants = " and ".join(describe(entry) for entry in entries)
-        raise PluginError(f"The {kind} {name!r} is claimed by {claimants}: uninstall one of them.")
+        raise UnusablePlugin(f"The {kind} {name!r} is claimed by {claimants}: uninstall one of them.")
     entry = entries[0]
     try:
         plugin = entry.load()
-    except Exception as error:
-        raise PluginError(
+    except (Exception, SystemExit) as error:
+        raise UnusablePlugin(
             f"The {kind} {name!r} from {describe(entry)} can't be imported: {type(error).__name__}: {error}. "
             "Update or uninstall that distribution."
         ) from error
+    if not isinstance(plugin, type):
+        raise UnusablePlugin(
+            f"The {kind} {name!r} from {describe(entry)} is a {type(plugin).__name__}, a class is needed: its entry point "
+            "must name the class itself. Update or uninstall that distribution."
+        )
     version = getattr(plugin, "lantern_api", None)
-    if not isinstance(plugin, type) or version != API_VERSION:
-        raise PluginError(
+    if version != API_VERSION:
+        raise UnusablePlugin(
             f"The {kind} {name!r} from {describe(entry)} has lantern_api = {version!r}, this lantern-pl needs a class "
             f"with lantern_api = {API_VERSION}: install versions that go together."
         )
@@ -76,7 +87,7 @@ def alias_lookup(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return load(package, name)
 
-    return lookup, lambda: sorted(discover(package))
+    return lookup, lambda: sorted({*discover(package), *vars(sys.modules[package])})
 
 
 @cache
@@ -98,4 +109,5 @@ def _by_name(found: Iterable[EntryPoint]) -> dict[str, list[EntryPoint]]:
 
 
 def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else "an unknown distribution"
+    """The distribution's name in its normal form."""
+    return re.sub(r"[-_.]+", "-", entry.dist.name).lower() if entry.dist else "an unknown distribution"

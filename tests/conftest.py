@@ -1,7 +1,9 @@
 """What all tests share: no hub, quiet threads, small real models, sample pairs, and the command in this process."""
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +20,16 @@ def lantern(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """Run a `lantern` command in this process."""
     from lantern_pl.cli import main
 
+    def log_to_stderr() -> None:
+        # Lightning's log handlers hold the stderr of the test that imported it first.
+        for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+            for handler in logging.getLogger(name).handlers:
+                if isinstance(handler, logging.StreamHandler):
+                    handler.stream = sys.stderr
+
     def run(*arguments: object) -> Ran:
         capfd.readouterr()
+        log_to_stderr()
         try:
             code = main([str(argument) for argument in arguments])
         except SystemExit as exit_:  # argparse's way to end after --help and --print_config

@@ -25,6 +25,7 @@ from lantern_pl.text import fingerprint, load_tokenizer
 
 # Rows of logits at a time when only the best token is wanted.
 ARGMAX_CHUNK = 128
+_OPTIMIZATION = Optimization()
 
 
 class DecoderStudent(Student):
@@ -58,11 +59,11 @@ class DecoderStudent(Student):
         mixture: list[WeightedDivergence] | None = None,
         cross_entropy: float = 1.0,
         temperature: float = 1.0,
-        optimization: Optimization | None = None,
+        optimization: Optimization = _OPTIMIZATION,
         max_new_tokens: int = 96,
         generate_pairs: int = 4,
     ) -> None:
-        super().__init__(optimization or Optimization())
+        super().__init__(optimization)
         self.model_name = model
         self.layers = layers
         self.lora = lora

@@ -22,6 +22,8 @@ from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Teacher
 from lantern_pl.text import load_tokenizer
 
+_OPTIMIZATION = Optimization(learning_rate=1e-4, weight_decay=0.01)
+
 
 class EncoderStudent(Student):
     """A classifier of (candidate, job) pairs into ordered fit levels.
@@ -56,9 +58,9 @@ class EncoderStudent(Student):
         mixture: list[WeightedDivergence] | None = None,
         cross_entropy: float = 1.0,
         temperature: float = 1.0,
-        optimization: Optimization | None = None,
+        optimization: Optimization = _OPTIMIZATION,
     ) -> None:
-        super().__init__(optimization or Optimization(learning_rate=1e-4, weight_decay=0.01))
+        super().__init__(optimization)
         self.model_name = model
         self.levels = levels or Task().levels
         self.terms: list[Term] = [weighted.term() for weighted in mixture or []]

@@ -1,0 +1,109 @@
+"""Models of a few thousand weights with real tokenizers: for what depends on the machinery, not on the weights."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a causal LM of random weights and SmolLM2's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lantern_pl.text import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-lm"
+    tokenizer = load_tokenizer("embedded:smollm2-135m")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a BERT of random weights and MiniLM's tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from lantern_pl.text import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-encoder"
+    tokenizer = load_tokenizer("embedded:minilm-l6")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_decoder_config(tmp_path: Path, tiny_lm: Path, pairs_file: Path) -> Path:
+    """A config of a decoder student with a teacher that runs two steps in a second or two."""
+    path = tmp_path / "decoder.yaml"
+    path.write_text(f"""\
+run_dir: {tmp_path}/run
+model:
+  class_path: lantern_pl.students.DecoderStudent
+  init_args:
+    model: {tiny_lm}
+    layers: {{keep: 2}}
+    teacher: {{class_path: lantern_pl.teachers.hf, init_args: {{model: {tiny_lm}, max_new_tokens: 4}}}}
+    mixture:
+      - {{divergence: {{class_path: lantern_pl.divergences.js}}, weight: 1.0}}
+    max_new_tokens: 4
+    generate_pairs: 1
+data:
+  class_path: lantern_pl.data.PairDataModule
+  init_args: {{path: {pairs_file}, max_length: 320, eval_batch_size: 2, val_fraction: 0.15, test_fraction: 0.15}}
+trainer:
+  max_steps: 2
+  max_epochs: -1
+  limit_val_batches: 1
+  num_sanity_val_steps: 1
+  accelerator: cpu
+  enable_progress_bar: false
+""")
+    return path
+
+
+@pytest.fixture
+def tiny_encoder_config(tmp_path: Path, tiny_encoder: Path, pairs_file: Path) -> Path:
+    """A config of an encoder student that runs two steps in a second."""
+    path = tmp_path / "encoder.yaml"
+    path.write_text(f"""\
+run_dir: {tmp_path}/run
+model:
+  class_path: lantern_pl.students.EncoderStudent
+  init_args:
+    model: {tiny_encoder}
+    layers: {{keep: 2}}
+    dropout: 0.0
+    mixture:
+      - {{divergence: {{class_path: lantern_pl.divergences.kl}}, weight: 0.5}}
+data:
+  class_path: lantern_pl.data.PairDataModule
+  init_args: {{path: {pairs_file}, max_length: 128, batch_size: 6, val_fraction: 0.15, test_fraction: 0.15}}
+trainer:
+  max_steps: 2
+  max_epochs: -1
+  limit_val_batches: 1
+  num_sanity_val_steps: 1
+  accelerator: cpu
+  enable_progress_bar: false
+""")
+    return path
