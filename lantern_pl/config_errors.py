@@ -19,6 +19,8 @@ class ConfigError(UserError):
 _KEY = re.compile(r'Parser key "([^"]+)"(?: element \d+)?:\s*(.*)', re.DOTALL)
 _UNION = re.compile(r"Does not validate against any of the Union subtypes\nSubtypes: \[(.*?)\]\nErrors:", re.DOTALL)
 _EXPECTED = re.compile(r"Expected an? (?P<type>.*?)(?:\. Got value)?: (?P<value>.*)", re.DOTALL)
+_NO_SUBCLASS = re.compile(r"Not a valid subclass of (?P<type>\w+)\. Got value: (?P<value>.*?)\n", re.DOTALL)
+_ABSTRACT = re.compile(r"Expected an instantiatable class, but \S+ is abstract")
 _NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
 _NO_OPTION = re.compile(r"(?:Option|.* does not accept option) '([^']+)'(?: is not accepted)?$")
@@ -83,7 +85,9 @@ def _reason(chain: Sequence[BaseException], keys: Sequence[str], allowed: str) -
     if match := _REQUIRED.match(message):
         names = re.sub(r"\b(?:fit|validate|test|predict)\.", "", match[1])
         return f"required and not given: {names}" + ("" if keys else ". Give a config that has them: --config FILE")
-    if match := _EXPECTED.match(message):
+    if _ABSTRACT.match(message):
+        return "expected class_path and init_args, and no other keys"
+    if match := _EXPECTED.match(message) or _NO_SUBCLASS.match(message):
         expected, value = match["type"], match["value"]
         # A key of several types: all of them, not only the first that the value was tried against.
         if len(chain) > 1 and (union := _UNION.match(str(chain[-2]))):

@@ -58,12 +58,15 @@ CKPT_PATH_HELP = (
 class LanternArgumentParser(LightningArgumentParser):
     """Errors are raised, and name the options that may be meant; help goes on to what an option's value consists of."""
 
-    def format_help(self) -> str:
-        parts = [super().format_help()]
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        parts = [super().format_help(formatter)]
         for action in self._actions:
+            if action.dest.endswith(".help"):
+                continue
             for part in _dataclasses(getattr(action, "_typehint", None)):
-                parser = type(self)(prog=self.prog, usage=argparse.SUPPRESS, add_help=False)
+                parser = type(self)(description="", usage=argparse.SUPPRESS, add_help=False)
                 parser.add_class_arguments(part, action.dest)
+                parser._remove_action(next(a for a in parser._actions if a.dest == action.dest))
                 parts.append(parser.format_help())
         return "\n".join(parts)
 
@@ -105,10 +108,10 @@ class LanternCLI(LightningCLI):
             args=arguments,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        # The one that was given: a parser of some hundred options takes its time.
         # weights_only isn't for the user to turn off: a checkpoint must not run code.
-        return {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+        return {self.command: LightningCLI.subcommands()[self.command] | {"weights_only"}}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """As LightningCLI's, but data comes before the model: a bad file is found before any weights are loaded."""

@@ -7,7 +7,7 @@ machine does harms all of them alike. Reported are medians over the rounds, the 
 float64 on a few rows, and the growth of the peak memory in a process of its own (Linux only; the returned gradients are
 part of it).
 
-- gemms: the four matrix products of a linear loss and nothing else, in chunks of 128 rows. The floor.
+- gemms: the four matrix products of a linear loss and nothing else, in chunks of 256 rows. The floor.
 - lantern: `linear_mixture_loss` with its defaults.
 - naive: full logits, log-softmaxes and `torch.nn.functional.kl_div`, differentiated by autograd.
 - trl gkd: `GKDTrainer.generalized_jsd_loss` on full logits.
@@ -48,7 +48,7 @@ class Setting:
     rows: int = 512
     vocabulary: int = 49_152
     hidden: int = 576
-    chunk: int = 128
+    chunk: int = 256
 
 
 QUICK = Setting(rows=64, vocabulary=8_192, hidden=128, chunk=32)

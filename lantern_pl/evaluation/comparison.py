@@ -102,6 +102,8 @@ def draw_curves(metrics_csv: Path, picture: Path, untrained: Mapping[str, float]
     matplotlib.use("Agg")  # no display needed
     import matplotlib.pyplot as plt
 
+    if not metrics_csv.exists():  # resumed with no step left to make
+        return
     with metrics_csv.open() as file:
         rows = list(csv.DictReader(file))
     not_drawn = {"learning_rate", "tokens_per_s", "loss"}
