@@ -184,6 +184,8 @@ class LanternCLI(LightningCLI):
         ours: list[Callback] = [FinalValidation(), ComparisonTable(), folder]
         if config.get("enable_progress_bar") is not False and not _has(given, RichProgressBar):
             ours.append(ProgressBar())
+        if config.get("fast_dev_run") and not _has(given, ModelCheckpoint):
+            config["enable_checkpointing"] = False  # a trial leaves nothing; Lightning would save at its end
         if config.get("enable_checkpointing") is not False and not _has(given, ModelCheckpoint):
             kept: dict[str, Any] = {"save_last": "link", "save_on_exception": True, "enable_version_counter": False}
             ours.append(ModelCheckpoint(run_dir / CHECKPOINTS, **kept))

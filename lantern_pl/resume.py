@@ -7,6 +7,8 @@ that was being trained on is left out). What counts here is how many batches of 
 
 from typing import Any
 
+from lightning.pytorch import Trainer
+
 
 def settle(checkpoint: dict[str, Any], batches: int, accumulate: int) -> None:
     """Rewrite the loops' state in a checkpoint that is about to be saved.
@@ -36,3 +38,15 @@ def settle(checkpoint: dict[str, Any], batches: int, accumulate: int) -> None:
         counts.update(ready=0, started=0, processed=0, completed=0)
     if "combined_loader" in loop["state_dict"]:
         loop["state_dict"]["combined_loader"] = [{"epoch": epoch, "batches": done}]
+
+
+def go_to_place(trainer: Trainer) -> None:
+    """Take the training loader to the place that a checkpoint has brought, where Lightning hasn't.
+
+    Lightning does so when it makes the loader. If an optimizer's schedule asks for the number of steps of an epoch, that
+    is before the loops' state is restored.
+    """
+    loop = trainer.fit_loop
+    if loop._combined_loader_states_to_load and loop._data_fetcher is not None:
+        loop._load_combined_loader_states()
+        iter(loop._data_fetcher)

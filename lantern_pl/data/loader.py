@@ -28,8 +28,9 @@ class ResumableBatches(Sampler[list[int]]):
         self._done = batches
 
     def __iter__(self) -> Iterator[list[int]]:
+        # At the first batch, not before: a loader with workers makes two iterators and uses the second.
         done, self._done = self._done, 0
-        return islice(self.batches, done, None)
+        yield from islice(self.batches, done, None)
 
     def __len__(self) -> int:
         return len(self.batches)

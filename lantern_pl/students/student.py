@@ -17,7 +17,7 @@ from transformers import get_scheduler
 
 from lantern_pl.data.featurize import Batch, Featurizer
 from lantern_pl.errors import UserError
-from lantern_pl.resume import settle
+from lantern_pl.resume import go_to_place, settle
 from lantern_pl.tasks import Task
 
 ScheduleName = Literal["constant", "linear", "cosine"]
@@ -114,6 +114,7 @@ class Student(LightningModule, ABC):
     # Training
 
     def on_train_start(self) -> None:
+        go_to_place(self.trainer)
         self._start_window()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -44,7 +44,13 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = load_tokenizer("embedded:minilm-l6")
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -69,7 +75,7 @@ model:
     generate_pairs: 1
 data:
   class_path: lantern_pl.data.PairDataModule
-  init_args: {{path: {pairs_file}, max_length: 320, eval_batch_size: 2, val_fraction: 0.15, test_fraction: 0.15}}
+  init_args: {{path: {pairs_file}, max_length: 320, batch_size: 2, val_fraction: 0.15, test_fraction: 0.15}}
 trainer:
   max_steps: 2
   max_epochs: -1
