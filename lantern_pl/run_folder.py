@@ -83,7 +83,10 @@ class RunFolder(Callback):
             if not self.goes_on and (moved := start_folder(self.folder)):
                 rank_zero_info(f"{self.folder} held an earlier run: moved to {moved}.")
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / CONFIG).write_text(self.config)
+            config = self.folder / CONFIG
+            if config.exists() and config.read_text() != self.config:
+                move_aside(config)
+            config.write_text(self.config)
         trainer.strategy.barrier()
         if self.log:
             trainer.loggers = [CSVLogger(self.folder, name="csv"), TensorBoardLogger(self.folder, name="tensorboard")]

@@ -14,10 +14,10 @@ from torch.autograd.function import once_differentiable
 from lantern_kernels.heads import Head, Rows, open_side, tensors_of, vocabulary
 from lantern_kernels.mixture import Mixture
 
-# Both sides' logits of a chunk. Larger chunks make better GEMMs and go over the weight's gradient less often: on a CPU,
-# 256 rows of a vocabulary of 49k (96 MiB) take 15 % less time than 128, and 512 no less than 256. With fewer than 128
-# rows GEMMs get slow, whatever the vocabulary. An accelerator wants a thousand rows and more.
-_CHUNK_BYTES_CPU = 96 << 20
+# Both sides' logits of a chunk. Larger chunks make better GEMMs, but on a CPU buffers of 50 MB make the allocator map and
+# unmap each tile's temporaries anew, and that costs more. With fewer than 128 rows GEMMs get slow, whatever the
+# vocabulary. An accelerator wants a thousand rows and more.
+_CHUNK_BYTES_CPU = 64 << 20
 _CHUNK_BYTES_ACCELERATOR = 1 << 30
 _FEWEST_ROWS = 128
 

@@ -99,7 +99,7 @@ def linear_mixture_loss(
         student: Its hidden states and output embedding. Gradients go to those of its tensors that require one.
         teacher: A head, whose hidden size may differ from the student's, or logits ``[N, V']``; None with no terms.
         terms: As in `mixture_loss`, and so are the other keywords.
-        chunk_size: Rows per chunk. By default so many that both sides' logits take 96 MiB on a CPU, 1 GiB on an
+        chunk_size: Rows per chunk. By default so many that both sides' logits take 64 MiB on a CPU, 1 GiB on an
             accelerator, yet at least 128.
 
     Returns:

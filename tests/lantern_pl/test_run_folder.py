@@ -265,6 +265,7 @@ def test_the_checkpoints_own_config_is_the_lowest_layer(lantern: Lantern, tiny_e
         "model.init_args.cross_entropy: the checkpoint has 1.0, this run uses 0.25.",
         "trainer.max_steps: the checkpoint has 2, this run uses 4.",
     }
+    assert yaml.safe_load((tmp_path / "run" / "config.1.yaml").read_text())["trainer"]["max_steps"] == 2
     # A config file wins over it where it says something, and only there.
     over = tmp_path / "over.yaml"
     over.write_text(f"ckpt_path: {path}\nmodel: {{init_args: {{temperature: 1.5}}}}\ntrainer: {{max_steps: 5}}\n")
