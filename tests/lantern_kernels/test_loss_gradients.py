@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lantern_kernels import Head, Term, linear_mixture_loss, mixture_loss
+from lantern_kernels import Head, Term, engine, linear_mixture_loss, mixture_loss
 from naive import MIXTURES
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -131,8 +131,8 @@ def test_a_default_chunk_is_bounded_by_memory_rather_than_by_rows():
     student, teacher = head(300, 60_000, 1, dtype=torch.float32), head(300, 60_000, 1, dtype=torch.float32)
     _, operations = products(student, teacher)
     both_sides = 2 * 4 * operations.largest
-    assert both_sides <= 96 << 20
-    assert operations.products.count([150, 60_000]) == 4, "two chunks of even size"
+    assert both_sides <= engine._CHUNK_BYTES_CPU
+    assert operations.products.count([100, 60_000]) == 6, "three chunks of even size"
 
 
 def test_four_matrix_products_a_chunk_fewer_when_frozen_and_two_without_gradient():
