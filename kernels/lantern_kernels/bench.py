@@ -8,7 +8,7 @@ float64 on a few rows, and the growth of the peak memory in a process of its own
 part of it).
 
 - gemms: the four matrix products of a linear loss and nothing else, in chunks of 256 rows. The floor.
-- lantern: `linear_mixture_loss` with its defaults.
+- lantern: `linear_mixture_loss` as it is once its tile is compiled; `lantern eager` is without a C++ compiler.
 - naive: full logits, log-softmaxes and `torch.nn.functional.kl_div`, differentiated by autograd.
 - trl gkd: `GKDTrainer.generalized_jsd_loss` on full logits.
 - trl chunked: TRL's `ChunkedDivergenceFunction`.
@@ -110,14 +110,19 @@ def gemms(problem: Problem, case: Case) -> None:
         weight_gradient.addmm_(student.t(), hidden[rows])
 
 
-def lantern(problem: Problem, case: Case) -> Tensor:
+def lantern(problem: Problem, case: Case, backend: str = "inductor") -> Tensor:
     return linear_mixture_loss(
         Head(problem.hidden, problem.weight),
         Head(problem.teacher_hidden, problem.teacher_weight),
         case.terms,
         targets=problem.targets if case.cross_entropy else None,
         cross_entropy=case.cross_entropy,
+        backend=backend,
     ).loss
+
+
+def lantern_eager(problem: Problem, case: Case) -> Tensor:
+    return lantern(problem, case, backend="torch")
 
 
 def naive(problem: Problem, case: Case) -> Tensor:
@@ -163,6 +168,7 @@ def trl_chunked(problem: Problem, case: Case) -> Tensor:
 IMPLEMENTATIONS: dict[str, Callable[[Problem, Case], Tensor | None]] = {
     "gemms": gemms,
     "lantern": lantern,
+    "lantern eager": lantern_eager,
     "naive": naive,
     "trl gkd": trl_gkd,
     "trl chunked": trl_chunked,

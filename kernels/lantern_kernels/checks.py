@@ -7,15 +7,19 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from lantern_kernels.divergences import Pointwise
 from lantern_kernels.heads import Head
 from lantern_kernels.terms import Term, check_labels
 
-BACKENDS = ("torch",)
+BACKENDS = ("auto", "torch", "inductor")
 
 
-def backend(name: str) -> None:
-    if name not in ("auto", *BACKENDS):
-        raise ValueError(f"backend is {name!r}; available here are 'auto' and {', '.join(map(repr, BACKENDS))}")
+def backend(name: str, terms: Sequence[Term]) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}; expected one of {', '.join(map(repr, BACKENDS))}")
+    general = [term.label for term in terms if not isinstance(term.divergence, Pointwise)]
+    if name == "inductor" and general:
+        raise ValueError(f"backend is {name!r}, but {general[0]!r} isn't pointwise and can't be compiled; use 'auto'")
 
 
 def mixture(terms: Sequence[Term], temperature: float, cross_entropy: float, has_teacher: bool, has_targets: bool) -> None:

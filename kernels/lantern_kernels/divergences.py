@@ -1,14 +1,14 @@
 """The pointwise contract, and the four divergences of the field written on it.
 
 p is the teacher's distribution over the vocabulary, q the student's, both at the temperature of the mixture. A
-pointwise divergence is a sum over the vocabulary, ``D(p, q) = Σᵢ v(log pᵢ, log qᵢ)``, so its author writes two
-functions of one vocabulary entry and the engine does the rest. With respect to the student's tempered logits s the
-gradient is then
+pointwise divergence is a sum over the vocabulary, ``D(p, q) = Σᵢ v(log pᵢ, log qᵢ)``, so its author writes two numbers
+of one vocabulary entry, v and its slope, and the engines do the rest. With respect to the student's tempered logits s
+the gradient is then
 
     ∂D/∂sⱼ = slopeⱼ − qⱼ·Σᵢ slopeᵢ,    slope = ∂v/∂log q.
 
-The slope is taken with respect to log q, not to q: it's what autograd returns for `value`, so the two check each other,
-and it stays bounded where ∂v/∂q overflows (KL: −p instead of −p/q).
+The slope is taken with respect to log q, not to q: it's what autograd returns for v, so the two check each other, and
+it stays bounded where ∂v/∂q overflows (KL: −p instead of −p/q).
 
 Every divergence here takes the form whose entries are all ≥ 0. KL gains the term q − p, which sums to zero: near
 convergence the plain Σ p·log(p/q) is the small difference of large terms, and the rounding of the two log-sum-exps,
@@ -19,27 +19,29 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from lantern_kernels.tile import Tile
+LOG_FLOOR = -1e4
+"""The finite stand-in for log 0.
+
+e^LOG_FLOOR is exactly 0 in fp32 and fp64, so 0·log 0 comes out as 0 without a mask, and a divergence that is infinite
+(the student puts mass where the teacher has none) comes out large and finite.
+"""
 
 
 @runtime_checkable
 class Pointwise(Protocol):
-    """D = Σᵢ v(log pᵢ, log qᵢ). Both methods work elementwise on tensors of one shape and dtype, and return the same.
-
-    Log-probabilities of absent entries arrive as `LOG_FLOOR` (see `tile`), never as −inf. Neither method may write to
-    its arguments. `value` should be differentiable by autograd, so that a test can hold `slope` against it.
-    """
+    """D = Σᵢ v(log pᵢ, log qᵢ)."""
 
     name: str
 
-    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """v of every entry, in nats."""
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """v in nats and ∂v/∂log q of every entry, elementwise on tensors of one shape and dtype.
 
-    def slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """∂v/∂log q of every entry."""
+        p = exp(log_p) and q = exp(log_q) are given since most divergences need them. Absent entries arrive with a log-
+        probability of `LOG_FLOOR`, never of −inf. None of the four may be written to. v should be differentiable by
+        autograd (through q too), so that a test can hold the slope against it.
+        """
 
 
 @runtime_checkable
@@ -57,33 +59,14 @@ class General(Protocol):
         """The divergence of every row, in nats."""
 
 
-@runtime_checkable
-class Fused(Protocol):
-    """The optional third method of a pointwise divergence: both results at once, from quantities the terms share.
-
-    It spares passes over memory, not arithmetic, and must agree with `value` and `slope`.
-    """
-
-    def accumulate(self, tile: Tile, slope: Tensor | None, weight: float) -> Tensor:
-        """Return the row sums of v, ``[n]``; add ``weight·∂v/∂log q`` to `slope` ``[n, V]`` unless it's None."""
-
-
 class KL:
     """Forward KL, KL(p‖q) = Σ p·log(p/q): the student is to cover all that the teacher says."""
 
     name = "kl"
 
-    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        p, q = log_p.exp(), log_q.exp()
-        return p * (log_p - log_q) + (q - p)
-
-    def slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return log_q.exp() - log_p.exp()
-
-    def accumulate(self, tile: Tile, slope: Tensor | None, weight: float) -> Tensor:
-        if slope is not None:
-            slope.add_(tile.difference, alpha=weight)
-        return torch.linalg.vecdot(tile.p, tile.log_ratio) + tile.difference.sum(-1)
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        slope = q - p
+        return p * (log_p - log_q) + slope, slope
 
 
 class ReverseKL:
@@ -94,18 +77,9 @@ class ReverseKL:
 
     name = "reverse_kl"
 
-    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        p, q = log_p.exp(), log_q.exp()
-        return q * (log_q - log_p) - (q - p)
-
-    def slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return log_q.exp() * (log_q - log_p)
-
-    def accumulate(self, tile: Tile, slope: Tensor | None, weight: float) -> Tensor:
-        inner = tile.q * tile.log_ratio
-        if slope is not None:
-            slope.add_(inner, alpha=-weight)
-        return -inner.sum(-1) - tile.difference.sum(-1)
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        slope = q * (log_q - log_p)
+        return slope - (q - p), slope
 
 
 class JS:
@@ -131,27 +105,11 @@ class JS:
             )
         self.beta = float(beta)
 
-    def _log_ratios(self, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """log(p/m) and log(m/q)."""
-        x = log_ratio.clamp(max=self._FARTHEST)
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        x = (log_p - log_q).clamp(max=self._FARTHEST)
         lam = x.expm1().mul(self.beta).log1p()
-        return x - lam, lam
-
-    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        log_p_over_m, lam = self._log_ratios(log_p - log_q)
-        return self.beta * log_p.exp() * log_p_over_m - (1 - self.beta) * log_q.exp() * lam
-
-    def slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        _, lam = self._log_ratios(log_p - log_q)
-        return (self.beta - 1) * log_q.exp() * lam
-
-    def accumulate(self, tile: Tile, slope: Tensor | None, weight: float) -> Tensor:
-        x = tile.log_ratio.clamp(max=self._FARTHEST)
-        lam = x.expm1().mul_(self.beta).log1p_()
-        inner = tile.q * lam
-        if slope is not None:
-            slope.add_(inner, alpha=(self.beta - 1) * weight)
-        return self.beta * torch.linalg.vecdot(tile.p, x.sub_(lam)) - (1 - self.beta) * inner.sum(-1)
+        slope = (self.beta - 1) * q * lam
+        return self.beta * p * (x - lam) + slope, slope
 
 
 class TVD:
@@ -159,17 +117,9 @@ class TVD:
 
     name = "tvd"
 
-    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return 0.5 * (log_p.exp() - log_q.exp()).abs()
-
-    def slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        q = log_q.exp()
-        return 0.5 * q * torch.sign(q - log_p.exp())
-
-    def accumulate(self, tile: Tile, slope: Tensor | None, weight: float) -> Tensor:
-        if slope is not None:
-            slope.addcmul_(torch.sign(tile.difference), tile.q, value=0.5 * weight)
-        return 0.5 * tile.difference.abs().sum(-1)
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        difference = q - p
+        return 0.5 * difference.abs(), 0.5 * q * difference.sign()
 
 
 FIRST_PARTY: dict[str, type] = {cls.name: cls for cls in (KL, ReverseKL, JS, TVD)}

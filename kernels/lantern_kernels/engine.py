@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lantern_kernels.chunk import on_chunk
 from lantern_kernels.heads import Head, Rows, open_side, tensors_of, vocabulary
 from lantern_kernels.mixture import Mixture
 
 # Both sides' logits of a chunk. Larger chunks make better GEMMs, but on a CPU buffers of 50 MB make the allocator map and
-# unmap each tile's temporaries anew, and that costs more. With fewer than 128 rows GEMMs get slow, whatever the
+# unmap temporaries anew for each, and that costs more. With fewer than 128 rows GEMMs get slow, whatever the
 # vocabulary. An accelerator wants a thousand rows and more.
 _CHUNK_BYTES_CPU = 64 << 20
 _CHUNK_BYTES_ACCELERATOR = 1 << 30
 _FEWEST_ROWS = 128
-
-# One tensor of the element-wise part. A dozen passes go over half a dozen of these, which are to stay in a CPU's cache.
-_TILE_BYTES_CPU = 3 << 19
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Job:
     weights: Tensor
     rows: Tensor | None
     chunk_size: int | None
+    backend: str
 
     def run(self) -> tuple[Tensor, Tensor]:
         """The loss, differentiable in the student's tensors, and the values ``[len(mixture.labels), N]``."""
@@ -77,45 +76,34 @@ def _walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor
     mixture, weights = job.mixture, job.weights
     teacher_source = job.teacher if mixture.terms else None
     columns = max(vocabulary(side) for side in (job.student, teacher_source) if side is not None)
-    tile_rows, chunk_rows = _sizes(job, columns)
+    chunk_rows = _chunk_rows(job, columns)
     values = weights.new_zeros(len(mixture.labels), len(weights))
+    softcap = job.student.softcap if isinstance(job.student, Head) else None
+    work = on_chunk(mixture, softcap, any(wanted), columns * len(weights), job.backend)
 
     with torch.no_grad(), torch.autocast(weights.device.type, enabled=False):
         student = open_side(job.student, weights.dtype, chunk_rows, columns, wanted)
         teacher = None if teacher_source is None else open_side(teacher_source, weights.dtype, chunk_rows, columns)
         for rows in _split(job.rows, len(weights), chunk_rows):
-            s_chunk = student.read(rows)
-            t_chunk = None if teacher is None else teacher.read(rows)
-            w_chunk = weights[rows]
-            y_chunk = None if job.targets is None else job.targets[rows].long()
-            v_chunk = values.new_empty(len(values), len(w_chunk))
-            for start in range(0, len(w_chunk), tile_rows):
-                tile = slice(start, start + tile_rows)
-                logits = s_chunk[tile]
-                v_chunk[:, tile], gradient = mixture.rows(
-                    logits, _cut(t_chunk, tile), _cut(y_chunk, tile), with_gradient=any(wanted)
-                )
-                if gradient is not None:
-                    student.through_cap(gradient, logits)
-                    # The gradient takes the place of the logits: the chunk's memory serves twice.
-                    torch.mul(gradient, w_chunk[tile, None], out=logits)
-            values[:, rows] = v_chunk
+            logits = student.read(rows)
+            values[:, rows] = work(
+                logits,
+                None if teacher is None else teacher.read(rows),
+                None if job.targets is None else job.targets[rows].long(),
+                weights[rows],
+            )
             if any(wanted):
-                student.take(rows, s_chunk)
-        loss = (mixture.coefficients(weights) @ values) @ weights
+                student.take(rows, logits)
+        loss = (weights.new_tensor(mixture.factors) @ values) @ weights
         return loss, values, student.gradients()
 
 
-def _sizes(job: Job, columns: int) -> tuple[int, int]:
-    """Rows of a tile and of a chunk. Chunks are of even size, so that the last one isn't a sliver."""
-    row_bytes = columns * job.weights.element_size()
-    on_cpu = job.weights.is_cpu
-    budget = _CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ACCELERATOR
-    most = job.chunk_size or max(_FEWEST_ROWS, budget // (2 * row_bytes))
+def _chunk_rows(job: Job, columns: int) -> int:
+    """Chunks are of even size, so that the last one isn't a sliver."""
+    budget = _CHUNK_BYTES_CPU if job.weights.is_cpu else _CHUNK_BYTES_ACCELERATOR
+    most = job.chunk_size or max(_FEWEST_ROWS, budget // (2 * columns * job.weights.element_size()))
     total = max(1, len(job.weights) if job.rows is None else len(job.rows))
-    chunk_rows = math.ceil(total / math.ceil(total / most))
-    tile_rows = max(1, _TILE_BYTES_CPU // row_bytes) if on_cpu else chunk_rows
-    return tile_rows, chunk_rows
+    return math.ceil(total / math.ceil(total / most))
 
 
 def _split(rows: Tensor | None, total: int, size: int) -> Iterator[Rows]:
@@ -123,7 +111,3 @@ def _split(rows: Tensor | None, total: int, size: int) -> Iterator[Rows]:
         yield from (slice(start, min(start + size, total)) for start in range(0, total, size))
     elif len(rows):
         yield from rows.split(size)
-
-
-def _cut(tensor: Tensor | None, tile: slice) -> Tensor | None:
-    return None if tensor is None else tensor[tile]

@@ -46,9 +46,6 @@ class Side(Protocol):
     def read(self, rows: Rows) -> Tensor:
         """Logits ``[n, columns]``, in a buffer that the next call writes over; the caller may, too."""
 
-    def through_cap(self, gradient: Tensor, logits: Tensor) -> None:
-        """Carry a gradient, ``[n, columns]``, back through what bends the logits, in place."""
-
     def take(self, rows: Rows, gradient: Tensor) -> None:
         """Note the gradient, ``[n, columns]``, of the logits of `rows` ahead of their cap. Each row comes once."""
 
@@ -90,10 +87,6 @@ class _ProjectedSide:
             logits.div_(softcap).tanh_().mul_(softcap)
         return chunk
 
-    def through_cap(self, gradient: Tensor, logits: Tensor) -> None:
-        if (softcap := self._head.softcap) is not None:
-            gradient.mul_(1 - (logits / softcap).square_())
-
     def take(self, rows: Rows, gradient: Tensor) -> None:
         gradient, scale = gradient[:, : len(self._weight)], self._head.scale
         if self._hidden_gradient is not None:
@@ -130,9 +123,6 @@ class _GivenSide:
         chunk[:, : given.shape[1]] = given
         chunk[:, given.shape[1] :] = -math.inf
         return chunk
-
-    def through_cap(self, gradient: Tensor, logits: Tensor) -> None:
-        """Nothing bends them here."""
 
     def take(self, rows: Rows, gradient: Tensor) -> None:
         if self._gradient is not None:

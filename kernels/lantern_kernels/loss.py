@@ -57,7 +57,8 @@ def mixture_loss(
         row_weights: ``[N]``, finite, without gradient. 1 / (number of rows that count) by default. To normalise over a
             global batch, give 1 / (number of supervised positions in it).
         ignore_index: The target of rows that don't count.
-        backend: ``auto`` or ``torch``.
+        backend: ``torch`` is eager mode; ``inductor`` compiles what happens between the matrix products; ``auto``
+            does so on a CPU once that pays.
 
     Returns:
         The loss, differentiable once in `student_logits`, and the terms' values per row. The cross entropy is among
@@ -72,7 +73,7 @@ def mixture_loss(
         checks.logits("teacher_logits", teacher_logits, like=student_logits)
     mixture = _mixture(terms, temperature, cross_entropy, teacher_logits is not None, targets is not None, backend)
     weights, rows = _rows_that_count(student_logits, student_logits.shape[1], targets, row_weights, ignore_index)
-    return _output(Job(student_logits, teacher_logits, mixture, targets, weights, rows, None))
+    return _output(Job(student_logits, teacher_logits, mixture, targets, weights, rows, None, backend))
 
 
 def linear_mixture_loss(
@@ -116,7 +117,7 @@ def linear_mixture_loss(
     checks.chunk_size(chunk_size)
     mixture = _mixture(terms, temperature, cross_entropy, teacher is not None, targets is not None, backend)
     weights, rows = _rows_that_count(student.hidden, student.weight.shape[0], targets, row_weights, ignore_index)
-    return _output(Job(student, teacher, mixture, targets, weights, rows, chunk_size))
+    return _output(Job(student, teacher, mixture, targets, weights, rows, chunk_size, backend))
 
 
 def _mixture(
@@ -127,8 +128,8 @@ def _mixture(
     has_targets: bool,
     backend: str,
 ) -> Mixture:
-    checks.backend(backend)
     checks.mixture(terms, temperature, cross_entropy, has_teacher, has_targets)
+    checks.backend(backend, terms)
     return Mixture(tuple(terms), float(temperature), float(cross_entropy), has_targets)
 
 

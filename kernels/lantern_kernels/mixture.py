@@ -1,16 +1,20 @@
-"""The mixture on a few rows of logits: every term's value, and the gradient of their weighted sum."""
+"""The mixture on a few rows of logits: every term's value, and the gradient of their weighted sum.
+
+`pointwise_rows` is the one formula, in plain tensor operations: `Mixture.rows` calls it as it is, and `compiled` hands
+it to Inductor.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lantern_kernels.divergences import Fused, General, Pointwise
+from lantern_kernels.divergences import LOG_FLOOR, General, Pointwise
 from lantern_kernels.terms import CROSS_ENTROPY, Term
-from lantern_kernels.tile import Tile, finite
 
 
 @dataclass(frozen=True)
@@ -22,16 +26,22 @@ class Mixture:
     cross_entropy: float
     with_targets: bool
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
         """What the values are values of: the terms, and the cross entropy if there are targets."""
         labels = [term.label for term in self.terms]
         return [*labels, CROSS_ENTROPY] if self.with_targets else labels
 
-    def coefficients(self, like: Tensor) -> Tensor:
+    @cached_property
+    def factors(self) -> list[float]:
         """The factor in the loss of each value, in the order of `labels`."""
         factors = [term.weight * self.temperature**2 for term in self.terms]
-        return like.new_tensor([*factors, self.cross_entropy] if self.with_targets else factors)
+        return [*factors, self.cross_entropy] if self.with_targets else factors
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every term is a sum over the vocabulary."""
+        return all(isinstance(term.divergence, Pointwise) for term in self.terms)
 
     def rows(
         self, student: Tensor, teacher: Tensor | None, targets: Tensor | None, with_gradient: bool
@@ -47,54 +57,91 @@ class Mixture:
         Returns:
             ``[len(labels), n]``, unweighted, in nats; and ∂loss/∂logits ``[n, V]`` of the student, or None.
         """
-        T = self.temperature
-        untempered = Tile(student, teacher)
-        tempered = untempered if T == 1.0 else Tile(student / T, None if teacher is None else teacher / T)
-        gradient = torch.zeros_like(student) if with_gradient else None
-        values = {}
-
-        # A divergence's gradient carries T² for its size and 1/T for the step from tempered logits to logits.
-        for term in self.terms:
-            if isinstance(term.divergence, Pointwise):
-                values[term.label] = _accumulate(term.divergence, tempered, gradient, term.weight * T)
-        if values and gradient is not None:
-            tempered.through_softmax(gradient)
-        for term in self.terms:
-            if not isinstance(term.divergence, Pointwise):
-                values[term.label] = _differentiate(term.divergence, tempered, gradient, term.weight * T)
-        if targets is not None:
-            values[CROSS_ENTROPY] = _cross_entropy(untempered, targets, gradient, self.cross_entropy)
-        return torch.stack([values[label] for label in self.labels]), gradient
+        general = {k: term.divergence for k, term in enumerate(self.terms) if not isinstance(term.divergence, Pointwise)}
+        pointwise = [term.divergence for term in self.terms if isinstance(term.divergence, Pointwise)]
+        factors = [factor for k, factor in enumerate(self.factors) if k not in general]
+        values, gradient = pointwise_rows(pointwise, student, teacher, targets, factors, self.temperature, with_gradient)
+        for k, divergence in general.items():
+            assert teacher is not None
+            value, slope = _differentiate(
+                divergence, student / self.temperature, teacher / self.temperature, with_gradient and self.factors[k] != 0
+            )
+            values.insert(k, value)
+            if slope is not None:
+                slope = slope.mul_(self.factors[k] / self.temperature)
+                gradient = slope if gradient is None else gradient.add_(slope)
+        if with_gradient and gradient is None:
+            gradient = torch.zeros_like(student)
+        return torch.stack(values), gradient
 
 
-def _accumulate(divergence: Pointwise, tile: Tile, slope: Tensor | None, weight: float) -> Tensor:
-    if weight == 0.0:
-        slope = None
-    if isinstance(divergence, Fused):
-        return divergence.accumulate(tile, slope, weight)
-    if slope is not None:
-        slope.add_(divergence.slope(tile.log_p, tile.log_q), alpha=weight)
-    return divergence.value(tile.log_p, tile.log_q).sum(-1)
+def pointwise_rows(
+    divergences: Sequence[Pointwise],
+    student: Tensor,
+    teacher: Tensor | None,
+    targets: Tensor | None,
+    factors: Sequence[float] | Tensor,
+    temperature: float | Tensor,
+    with_gradient: bool,
+) -> tuple[list[Tensor], Tensor | None]:
+    """Values ``[n]`` and gradient ``[n, V]`` of rows of logits; the arguments are those of `Mixture.rows`.
+
+    No Python branch looks at what tensors hold, and a schedule's weights and temperature may be tensors: so Inductor
+    compiles it once. Without divergences and targets there is no gradient.
+    """
+    untempered = isinstance(temperature, float) and temperature == 1.0
+    values = []
+    gradient = None
+    if divergences:
+        assert teacher is not None, "a divergence needs a teacher; the public functions see to it"
+        log_q = _log_softmax(student if untempered else student / temperature)
+        log_p = _log_softmax(teacher if untempered else teacher / temperature)
+        p, q = log_p.exp(), log_q.exp()
+        total = None
+        for k, divergence in enumerate(divergences):
+            value, slope = divergence.value_and_slope(log_p, log_q, p, q)
+            values.append(value.sum(-1))
+            if with_gradient:
+                # T² keeps the gradient's size; one T goes in the step from tempered logits to logits.
+                slope = slope * (factors[k] / temperature)
+                total = slope if total is None else total + slope
+        if total is not None:
+            # An entry on the floor is a constant: it has no slope. So where the student lacks columns in which the
+            # teacher has mass, the gradient still sums to zero over those that it has.
+            total = total.masked_fill(log_q <= LOG_FLOOR, 0.0)
+            gradient = total - q * total.sum(-1, keepdim=True)
+    if targets is not None:
+        if not divergences or not untempered:
+            log_q = _log_softmax(student)
+            q = log_q.exp()
+        values.append(-log_q.gather(-1, targets[:, None])[:, 0])
+        if with_gradient:
+            columns = torch.arange(student.shape[1], device=student.device)
+            towards = (q - (columns == targets[:, None]).to(q.dtype)) * factors[len(divergences)]
+            gradient = towards if gradient is None else gradient + towards
+    return values, gradient
 
 
-def _differentiate(divergence: General, tile: Tile, gradient: Tensor | None, weight: float) -> Tensor:
-    wanted = gradient is not None and weight != 0.0
-    with torch.set_grad_enabled(wanted):
-        student = tile.student.detach().requires_grad_(wanted)
-        value = divergence(finite(student), finite(tile.teacher))
+def _differentiate(
+    divergence: General, student: Tensor, teacher: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Values ``[n]`` of tempered logits ``[n, V]``, and their gradient."""
+    with torch.set_grad_enabled(with_gradient):
+        student = student.detach().requires_grad_(with_gradient)
+        value = divergence(_finite(student), _finite(teacher))
         if value.shape != student.shape[:1]:
             raise ValueError(
                 f"divergence {divergence.name!r} returned shape {list(value.shape)} for {student.shape[0]} rows; "
                 f"expected [{student.shape[0]}], one value per row"
             )
-        if wanted and gradient is not None:
-            (slope,) = torch.autograd.grad(value.sum(), student)
-            gradient.add_(slope, alpha=weight)
-    return value.detach()
+        slope = torch.autograd.grad(value.sum(), student)[0] if with_gradient else None
+    return value.detach(), slope
 
 
-def _cross_entropy(tile: Tile, targets: Tensor, gradient: Tensor | None, weight: float) -> Tensor:
-    if gradient is not None and weight != 0.0:
-        gradient.add_(tile.q, alpha=weight)
-        gradient.scatter_add_(-1, targets[:, None], gradient.new_full((len(targets), 1), -weight))
-    return -tile.log_q.gather(-1, targets[:, None])[:, 0]
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, -1).clamp(min=LOG_FLOOR)
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """Logits ``[n, V]`` with the same softmax, none of them further than LOG_FLOOR below the largest of its row."""
+    return logits.clamp(min=logits.detach().amax(-1, keepdim=True) + LOG_FLOOR)

@@ -50,7 +50,7 @@ class Term:
         else:
             raise ValueError(
                 f"divergence is {divergence!r}; expected a name ({', '.join(FIRST_PARTY)}) or an object with `name` "
-                "and either `value` and `slope` (pointwise) or `__call__` (general)"
+                "and either `value_and_slope` (pointwise) or `__call__` (general)"
             )
         self.weight = float(weight)
         self.label = self.divergence.name if label is None else label

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lantern_kernels import Term
+from lantern_kernels.divergences import LOG_FLOOR
 from torch import Tensor
 
 
@@ -37,17 +38,17 @@ class Divergence:
 class PointwiseDivergence(Divergence):
     """A divergence of the form Σᵢ v(log pᵢ, log qᵢ), with p the teacher's and q the student's distribution."""
 
-    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """v, elementwise. Log-probabilities are finite: −inf comes as −1e4, whose exponential is 0."""
-        raise TypeError(f"{type(self).__name__} doesn't implement value(log_p, log_q)")
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """v in nats and ∂v/∂log q, elementwise; p and q are the exponentials of log_p and log_q.
 
-    def slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """∂v/∂log q, elementwise. Unlike ∂v/∂q it stays bounded where q vanishes (forward KL: −p instead of −p/q)."""
-        raise TypeError(f"{type(self).__name__} doesn't implement slope(log_p, log_q)")
+        Log-probabilities are finite: −inf comes as −1e4, whose exponential is 0. Unlike ∂v/∂q, the slope stays bounded
+        where q vanishes (forward KL: −p instead of −p/q).
+        """
+        raise TypeError(f"{type(self).__name__} doesn't implement value_and_slope(log_p, log_q, p, q)")
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        log_p, log_q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
-        return self.value(log_p.clamp_min(-1e4), log_q.clamp_min(-1e4)).sum(-1)
+        log_p, log_q = (logits.log_softmax(-1).clamp_min(LOG_FLOOR) for logits in (teacher_logits, student_logits))
+        return self.value_and_slope(log_p, log_q, log_p.exp(), log_q.exp())[0].sum(-1)
 
 
 @dataclass

@@ -73,7 +73,7 @@ def test_terms(make, message):
         ({"targets": torch.zeros(2, dtype=torch.long)}, r"targets has shape \[2\]"),
         ({"row_weights": torch.tensor([1.0, torch.nan, 0.0])}, r"row_weights\[1\] is nan; expected finite weights"),
         ({"row_weights": torch.ones(4)}, r"row_weights has shape \[4\]; expected \[3\], one weight per row"),
-        ({"backend": "triton"}, "backend is 'triton'; available here are 'auto' and 'torch'"),
+        ({"backend": "cuda"}, "backend is 'cuda'; expected one of 'auto', 'torch', 'inductor'"),
     ],
 )
 def test_arguments(keywords, message):

@@ -210,11 +210,9 @@ class Hellinger(PointwiseDivergence):
             raise ValueError(f"factor is {factor}, expected a number above 0")
         self.factor = factor
 
-    def value(self, log_p, log_q):
-        return 0.5 * self.factor * ((log_p / 2).exp() - (log_q / 2).exp()) ** 2
-
-    def slope(self, log_p, log_q):
-        return 0.5 * self.factor * ((log_q / 2).exp() - (log_p / 2).exp()) * (log_q / 2).exp()
+    def value_and_slope(self, log_p, log_q, p, q):
+        root_p, root_q = (log_p / 2).exp(), (log_q / 2).exp()
+        return 0.5 * self.factor * (root_q - root_p) ** 2, 0.5 * self.factor * (root_q - root_p) * root_q
 ''')
     (source / "acme_broken.py").write_text("raise RuntimeError('acme is broken')\n")
     (source / "pyproject.toml").open("a").write(

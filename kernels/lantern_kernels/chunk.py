@@ -1,0 +1,148 @@
+"""What happens on a chunk of logits between the matrix products, in eager mode or as Inductor compiles it for a CPU.
+
+In eager mode every operation is a pass over memory; compiled, there are four passes in all, however many terms. It takes
+Inductor some ten seconds a mixture, so that's done once a process has sent enough logits through a mixture for
+it to pay, and where there is a C++ compiler. Both give the same results up to rounding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lantern_kernels.divergences import Pointwise
+from lantern_kernels.mixture import Mixture, pointwise_rows
+
+_LOGITS_BEFORE_COMPILING = 1 << 28
+"""A student's logits that a process sends through a mixture in eager mode first: ten seconds of work on two cores."""
+
+_TILE_BYTES_CPU = 3 << 19
+"""One tensor of eager mode. A dozen passes go over half a dozen of these, which are to stay in a CPU's cache."""
+
+_seen: Counter[_Recipe] = Counter()
+_not_compilable: set[_Recipe] = set()
+
+OnChunk = Callable[[Tensor, Tensor | None, Tensor | None, Tensor], Tensor]
+"""Values ``[K, n]`` from student's and teacher's logits ``[n, V]``, targets ``[n]`` and row weights ``[n]``.
+
+The gradient, if it's wanted, takes the place of the student's logits: with respect to them ahead of their cap, and
+times the row weights.
+"""
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What a compiled function depends on, beside its tensors."""
+
+    divergences: tuple[Pointwise, ...] = field(compare=False)
+    identities: tuple[Hashable, ...]
+    with_targets: bool
+    softcap: float | None
+    with_gradient: bool
+
+
+def on_chunk(mixture: Mixture, softcap: float | None, with_gradient: bool, logits: int, backend: str) -> OnChunk:
+    """The work on the chunks of a call.
+
+    Args:
+        mixture: What to compute.
+        softcap: That of the student's logits.
+        with_gradient: Whether to leave a gradient.
+        logits: How many of the student's the call has; what "auto" goes by.
+        backend: "torch" for eager mode, "inductor", or "auto".
+    """
+
+    def eager(student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor) -> Tensor:
+        values = weights.new_empty(len(mixture.labels), len(weights))
+        rows = max(1, _TILE_BYTES_CPU // (student.shape[1] * student.element_size())) if student.is_cpu else len(student)
+        for start in range(0, len(weights), max(1, rows)):
+            tile = slice(start, start + rows)
+            logits = student[tile]
+            values[:, tile], gradient = mixture.rows(logits, _cut(teacher, tile), _cut(targets, tile), with_gradient)
+            if gradient is not None:
+                _replace(logits, gradient, weights[tile], softcap)
+        return values
+
+    def compiled(student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor) -> Tensor:
+        # As tensors, so that a schedule of weights or temperature doesn't compile anew at each step.
+        factors, T = weights.new_tensor(mixture.factors), mixture.temperature
+        return _compile(recipe)(student, teacher, targets, weights, factors, T if T == 1.0 else weights.new_tensor(T))
+
+    def compiled_if_possible(student: Tensor, *rest: Any) -> Tensor:
+        if recipe in _not_compilable:
+            return eager(student, *rest)
+        try:
+            return compiled(student, *rest)
+        except _compiler_errors() as error:  # before anything was written
+            _not_compilable.add(recipe)
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"eager mode is used, since the loss can't be compiled: {reason}", stacklevel=2)
+            return eager(student, *rest)
+
+    if backend == "torch" or not mixture.is_pointwise:
+        return eager
+    recipe = _recipe(mixture, softcap, with_gradient)
+    if backend == "inductor":
+        return compiled
+    _seen[recipe] += logits
+    return compiled_if_possible if _seen[recipe] > _LOGITS_BEFORE_COMPILING else eager
+
+
+def _replace(logits: Tensor, gradient: Tensor, weights: Tensor, softcap: float | None) -> None:
+    if softcap is not None:
+        gradient = gradient * (1 - (logits / softcap).square())
+    torch.mul(gradient, weights[:, None], out=logits)
+
+
+def _cut(tensor: Tensor | None, tile: slice) -> Tensor | None:
+    return None if tensor is None else tensor[tile]
+
+
+def _recipe(mixture: Mixture, softcap: float | None, with_gradient: bool) -> _Recipe:
+    divergences = tuple(term.divergence for term in mixture.terms if isinstance(term.divergence, Pointwise))
+    return _Recipe(divergences, tuple(map(_identity, divergences)), mixture.with_targets, softcap, with_gradient)
+
+
+def _identity(divergence: Pointwise) -> Hashable:
+    """Equal for two objects of a class with the same plain attributes: callers may make a term anew at each step."""
+    state = getattr(divergence, "__dict__", None)
+    if state is not None and all(isinstance(value, int | float | str | None) for value in state.values()):
+        return type(divergence), tuple(sorted(state.items()))
+    return id(divergence)
+
+
+@lru_cache(maxsize=64)
+def _compile(recipe: _Recipe) -> Callable[..., Tensor]:
+    def chunk(
+        student: Tensor,
+        teacher: Tensor | None,
+        targets: Tensor | None,
+        weights: Tensor,
+        factors: Tensor,
+        temperature: Tensor | float,
+    ) -> Tensor:
+        values, gradient = pointwise_rows(
+            recipe.divergences, student, teacher, targets, factors, temperature, recipe.with_gradient
+        )
+        if gradient is not None:
+            _replace(student, gradient, weights, recipe.softcap)
+        return torch.stack(values)
+
+    # Dynamo counts compilations of a code object, whichever closure it belongs to; each recipe is to have its own count.
+    chunk.__code__ = chunk.__code__.replace()
+    return torch.compile(chunk, fullgraph=True, dynamic=True)
+
+
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import, and is there by now
+    from torch._inductor.exc import InductorError
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return TorchDynamoException, InductorError, GuardOnDataDependentSymNode
