@@ -1,7 +1,7 @@
 """Distillation losses with their gradients: mixtures of divergences, from logits or straight from hidden states."""
 
 from lantern_kernels.divergences import JS, KL, TVD, General, Pointwise, ReverseKL
-from lantern_kernels.heads import Head
+from lantern_kernels.heads import Head, Logits
 from lantern_kernels.loss import MixtureOutput, linear_mixture_loss, mixture_loss
 from lantern_kernels.terms import Term
 
@@ -11,6 +11,7 @@ __all__ = [
     "TVD",
     "General",
     "Head",
+    "Logits",
     "MixtureOutput",
     "Pointwise",
     "ReverseKL",

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
-from lantern_kernels.divergences import Pointwise
-from lantern_kernels.heads import Head
+from lantern_kernels.divergences import Pointwise, WithTriton
+from lantern_kernels.heads import Head, Logits
 from lantern_kernels.terms import Term, check_labels
 
-BACKENDS = ("auto", "torch", "inductor")
+BACKENDS = ("auto", "torch", "inductor", "triton")
 
 
-def backend(name: str, terms: Sequence[Term]) -> None:
+def backend(name: str, terms: Sequence[Term], like: Tensor) -> None:
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}; expected one of {', '.join(map(repr, BACKENDS))}")
-    general = [term.label for term in terms if not isinstance(term.divergence, Pointwise)]
-    if name == "inductor" and general:
-        raise ValueError(f"backend is {name!r}, but {general[0]!r} isn't pointwise and can't be compiled; use 'auto'")
+    if name == "inductor":
+        _every_divergence_is(Pointwise, name, terms, "isn't pointwise and can't be compiled")
+    if name == "triton":
+        _every_divergence_is(WithTriton, name, terms, "has no `triton_entry`")
+        if not find_spec("triton"):
+            raise ValueError(f"backend is {name!r}, but Triton isn't installed; use 'auto'")
+        if not like.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(f"backend is {name!r}, but the student is on {like.device}; move it to a GPU, or use 'auto'")
+        if like.dtype == torch.float64:
+            raise ValueError(f"backend is {name!r}, which computes in float32, and the student is float64; use 'auto'")
+
+
+def _every_divergence_is(kind: type, backend: str, terms: Sequence[Term], lack: str) -> None:
+    lacking = [term.label for term in terms if not isinstance(term.divergence, kind)]
+    if lacking:
+        raise ValueError(f"backend is {backend!r}, but {lacking[0]!r} {lack}; use 'auto'")
 
 
 def mixture(terms: Sequence[Term], temperature: float, cross_entropy: float, has_teacher: bool, has_targets: bool) -> None:
@@ -38,13 +54,17 @@ def mixture(terms: Sequence[Term], temperature: float, cross_entropy: float, has
         raise ValueError("terms is empty and cross_entropy is 0: there is nothing to compute; give one of them")
 
 
-def logits(name: str, tensor: Tensor, like: Tensor | None = None) -> None:
+def logits(name: str, value: Tensor | Logits, like: Tensor | None = None) -> Logits:
     """A matrix of logits, with as many rows as `like` and on its device."""
+    given = value if isinstance(value, Logits) else Logits(value)
+    tensor = given.values
     _floating_matrix(name, tensor, "[N, V]")
     if tensor.shape[1] == 0:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; expected at least one logit per row")
+    _scale_and_softcap(name, given)
     if like is not None:
         _same_rows(name, tensor, like)
+    return given
 
 
 def head(name: str, value: Head, like: Tensor | None = None) -> None:
@@ -69,12 +89,16 @@ def head(name: str, value: Head, like: Tensor | None = None) -> None:
                 f"floating [{V}], one value per vocabulary entry"
             )
         _same_device(f"{name}.bias", value.bias, value.hidden)
+    _scale_and_softcap(name, value)
+    if like is not None:
+        _same_rows(f"{name}.hidden", value.hidden, like)
+
+
+def _scale_and_softcap(name: str, value: Head | Logits) -> None:
     if value.softcap is not None and not (math.isfinite(value.softcap) and value.softcap > 0):
         raise ValueError(f"{name}.softcap is {value.softcap!r}; expected a finite number above 0, or None")
     if not math.isfinite(value.scale):
         raise ValueError(f"{name}.scale is {value.scale!r}; expected a finite number")
-    if like is not None:
-        _same_rows(f"{name}.hidden", value.hidden, like)
 
 
 def targets(value: Tensor, like: Tensor, classes: int, ignore_index: int) -> None:

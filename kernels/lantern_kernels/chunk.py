@@ -12,13 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lantern_kernels.divergences import Pointwise
+from lantern_kernels.heads import Bend
 from lantern_kernels.mixture import Mixture, pointwise_rows
+
+if TYPE_CHECKING:
+    from lantern_kernels.gpu.launch import RowKernels
 
 _LOGITS_BEFORE_COMPILING = 1 << 28
 """A student's logits that a process sends through a mixture in eager mode first: ten seconds of work on two cores."""
@@ -32,8 +36,8 @@ _not_compilable: set[_Recipe] = set()
 OnChunk = Callable[[Tensor, Tensor | None, Tensor | None, Tensor], Tensor]
 """Values ``[K, n]`` from student's and teacher's logits ``[n, V]``, targets ``[n]`` and row weights ``[n]``.
 
-The gradient, if it's wanted, takes the place of the student's logits: with respect to them ahead of their cap, and
-times the row weights.
+The logits come ahead of their bend. The gradient with respect to the student's, if it's wanted, takes their place, times
+the row weights.
 """
 
 
@@ -44,19 +48,31 @@ class _Recipe:
     divergences: tuple[Pointwise, ...] = field(compare=False)
     identities: tuple[Hashable, ...]
     with_targets: bool
-    softcap: float | None
+    student_bend: Bend
+    teacher_bend: Bend
     with_gradient: bool
 
 
-def on_chunk(mixture: Mixture, softcap: float | None, with_gradient: bool, logits: int, backend: str) -> OnChunk:
+def on_chunk(
+    mixture: Mixture,
+    student_bend: Bend,
+    teacher_bend: Bend,
+    *,
+    with_gradient: bool,
+    logits: int,
+    backend: str,
+    accurate: bool,
+) -> OnChunk:
     """The work on the chunks of a call.
 
     Args:
         mixture: What to compute.
-        softcap: That of the student's logits.
+        student_bend: What makes logits of what the student's chunks hold.
+        teacher_bend: The teacher's.
         with_gradient: Whether to leave a gradient.
         logits: How many of the student's the call has; what "auto" goes by.
-        backend: "torch" for eager mode, "inductor", or "auto".
+        backend: "torch" for eager mode, "inductor", "triton", or "auto": Inductor once it pays.
+        accurate: Whether the values are to stay exact as the student converges.
     """
 
     def eager(student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor) -> Tensor:
@@ -64,10 +80,14 @@ def on_chunk(mixture: Mixture, softcap: float | None, with_gradient: bool, logit
         rows = max(1, _TILE_BYTES_CPU // (student.shape[1] * student.element_size())) if student.is_cpu else len(student)
         for start in range(0, len(weights), max(1, rows)):
             tile = slice(start, start + rows)
-            logits = student[tile]
-            values[:, tile], gradient = mixture.rows(logits, _cut(teacher, tile), _cut(targets, tile), with_gradient)
+            logits = student_bend(student[tile])
+            t_logits = None if teacher is None else teacher_bend(teacher[tile])
+            if accurate:
+                logits, t_logits = logits.double(), None if t_logits is None else t_logits.double()
+            y_tile = None if targets is None else targets[tile]
+            values[:, tile], gradient = mixture.rows(logits, t_logits, y_tile, with_gradient)
             if gradient is not None:
-                _replace(logits, gradient, weights[tile], softcap)
+                torch.mul(student_bend.back(gradient, logits), weights[tile, None], out=student[tile])
         return values
 
     def compiled(student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor) -> Tensor:
@@ -86,28 +106,35 @@ def on_chunk(mixture: Mixture, softcap: float | None, with_gradient: bool, logit
             warnings.warn(f"eager mode is used, since the loss can't be compiled: {reason}", stacklevel=2)
             return eager(student, *rest)
 
-    if backend == "torch" or not mixture.is_pointwise:
+    def fused(student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor) -> Tensor:
+        kernels = row_kernels(mixture, student_bend, teacher_bend, accurate)
+        values, sums = kernels.sums(student, teacher, targets, weights)
+        if with_gradient:
+            kernels.gradient(student, teacher, targets, weights, sums, weights.new_ones(()), out=student)
+        return values
+
+    if backend == "triton":
+        return fused
+    if backend == "torch" or accurate or not mixture.is_pointwise:
         return eager
-    recipe = _recipe(mixture, softcap, with_gradient)
+    recipe = _recipe(mixture, student_bend, teacher_bend, with_gradient)
     if backend == "inductor":
         return compiled
     _seen[recipe] += logits
     return compiled_if_possible if _seen[recipe] > _LOGITS_BEFORE_COMPILING else eager
 
 
-def _replace(logits: Tensor, gradient: Tensor, weights: Tensor, softcap: float | None) -> None:
-    if softcap is not None:
-        gradient = gradient * (1 - (logits / softcap).square())
-    torch.mul(gradient, weights[:, None], out=logits)
+def row_kernels(mixture: Mixture, student_bend: Bend, teacher_bend: Bend, accurate: bool) -> RowKernels:
+    """The Triton kernels for a mixture; Triton is imported here, so that the package needs torch alone."""
+    from lantern_kernels.gpu.launch import RowKernels
+
+    return RowKernels(mixture, student_bend, teacher_bend, accurate)
 
 
-def _cut(tensor: Tensor | None, tile: slice) -> Tensor | None:
-    return None if tensor is None else tensor[tile]
-
-
-def _recipe(mixture: Mixture, softcap: float | None, with_gradient: bool) -> _Recipe:
+def _recipe(mixture: Mixture, student_bend: Bend, teacher_bend: Bend, with_gradient: bool) -> _Recipe:
     divergences = tuple(term.divergence for term in mixture.terms if isinstance(term.divergence, Pointwise))
-    return _Recipe(divergences, tuple(map(_identity, divergences)), mixture.with_targets, softcap, with_gradient)
+    identities = tuple(map(_identity, divergences))
+    return _Recipe(divergences, identities, mixture.with_targets, student_bend, teacher_bend, with_gradient)
 
 
 def _identity(divergence: Pointwise) -> Hashable:
@@ -128,11 +155,13 @@ def _compile(recipe: _Recipe) -> Callable[..., Tensor]:
         factors: Tensor,
         temperature: Tensor | float,
     ) -> Tensor:
+        logits = recipe.student_bend(student)
+        t_logits = None if teacher is None else recipe.teacher_bend(teacher)
         values, gradient = pointwise_rows(
-            recipe.divergences, student, teacher, targets, factors, temperature, recipe.with_gradient
+            recipe.divergences, logits, t_logits, targets, factors, temperature, recipe.with_gradient
         )
         if gradient is not None:
-            _replace(student, gradient, weights, recipe.softcap)
+            torch.mul(recipe.student_bend.back(gradient, logits), weights[:, None], out=student)
         return torch.stack(values)
 
     # Dynamo counts compilations of a code object, whichever closure it belongs to; each recipe is to have its own count.

@@ -17,7 +17,7 @@ which is common to a whole row, enters it at first order. In this form it enters
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -59,6 +59,18 @@ class General(Protocol):
         """The divergence of every row, in nats."""
 
 
+@runtime_checkable
+class WithTriton(Protocol):
+    """A pointwise divergence that GPU kernels can fuse, into one launch with all the others."""
+
+    def triton_entry(self) -> tuple[Any, tuple[float, ...]]:
+        """A ``@triton.jit`` function and its parameters: `value_and_slope` in Triton.
+
+        It's called as ``function(log_p, log_q, p, q, parameters)`` on blocks of float32, with the parameters as a tuple
+        of compile-time constants, and returns the value and the slope.
+        """
+
+
 class KL:
     """Forward KL, KL(p‖q) = Σ p·log(p/q): the student is to cover all that the teacher says."""
 
@@ -67,6 +79,11 @@ class KL:
     def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         slope = q - p
         return p * (log_p - log_q) + slope, slope
+
+    def triton_entry(self) -> tuple[Any, tuple[float, ...]]:
+        from lantern_kernels.gpu.entries import kl_entry
+
+        return kl_entry, ()
 
 
 class ReverseKL:
@@ -80,6 +97,11 @@ class ReverseKL:
     def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         slope = q * (log_q - log_p)
         return slope - (q - p), slope
+
+    def triton_entry(self) -> tuple[Any, tuple[float, ...]]:
+        from lantern_kernels.gpu.entries import reverse_kl_entry
+
+        return reverse_kl_entry, ()
 
 
 class JS:
@@ -111,6 +133,11 @@ class JS:
         slope = (self.beta - 1) * q * lam
         return self.beta * p * (x - lam) + slope, slope
 
+    def triton_entry(self) -> tuple[Any, tuple[float, ...]]:
+        from lantern_kernels.gpu.entries import js_entry
+
+        return js_entry, (self.beta,)
+
 
 class TVD:
     """Total variation, ½ Σ |p − q|: the largest difference in probability of any event. ≤ 1."""
@@ -120,6 +147,11 @@ class TVD:
     def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         difference = q - p
         return 0.5 * difference.abs(), 0.5 * q * difference.sign()
+
+    def triton_entry(self) -> tuple[Any, tuple[float, ...]]:
+        from lantern_kernels.gpu.entries import tvd_entry
+
+        return tvd_entry, ()
 
 
 FIRST_PARTY: dict[str, type] = {cls.name: cls for cls in (KL, ReverseKL, JS, TVD)}

@@ -1,4 +1,4 @@
-"""The walk over chunks of rows in torch, with the gradient worked out on the way, and its place in autograd."""
+"""The walk over chunks of rows, with the gradient worked out on the way, and its place in autograd."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lantern_kernels.chunk import on_chunk
-from lantern_kernels.heads import Head, Rows, open_side, tensors_of, vocabulary
+from lantern_kernels.chunk import on_chunk, row_kernels
+from lantern_kernels.heads import Head, Logits, Rows, bend_of, open_side, tensors_of, vocabulary
 from lantern_kernels.mixture import Mixture
 
 # Both sides' logits of a chunk. Larger chunks make better GEMMs, but on a CPU buffers of 50 MB make the allocator map and
@@ -31,18 +31,22 @@ class Job:
     the ids of the rows that do, None for all of them.
     """
 
-    student: Head | Tensor
-    teacher: Head | Tensor | None
+    student: Head | Logits
+    teacher: Head | Logits | None
     mixture: Mixture
     targets: Tensor | None
     weights: Tensor
     rows: Tensor | None
     chunk_size: int | None
     backend: str
+    accurate: bool
+    in_place: bool
 
     def run(self) -> tuple[Tensor, Tensor]:
         """The loss, differentiable in the student's tensors, and the values ``[len(mixture.labels), N]``."""
         student = tensors_of(self.student)
+        if self.backend == "triton" and isinstance(self.student, Logits) and not isinstance(self.teacher, Head):
+            return _Recomputed.apply(self, *student)
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in student):
             loss, values = _GradientInForward.apply(self, *student)
         else:
@@ -71,6 +75,30 @@ class _GradientInForward(torch.autograd.Function):
         return None, *(None if gradient is None else gradient * upstream for gradient in gradients)
 
 
+class _Recomputed(torch.autograd.Function):
+    """On logits that are there already: four scalars of a row are kept, and the gradient is made from them."""
+
+    @staticmethod
+    def forward(ctx: Any, job: Job, student: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(job.student, Logits)
+        assert job.teacher is None or isinstance(job.teacher, Logits)
+        teacher = None if job.teacher is None else job.teacher.values
+        kernels = row_kernels(job.mixture, bend_of(job.student), bend_of(job.teacher), job.accurate)
+        values, sums = kernels.sums(student, teacher, job.targets, job.weights)
+        ctx.kernels, ctx.in_place = kernels, job.in_place
+        ctx.save_for_backward(student, teacher, job.targets, job.weights, sums)
+        ctx.mark_non_differentiable(values)
+        return (job.weights.new_tensor(job.mixture.factors) @ values) @ job.weights, values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, targets, weights, sums = ctx.saved_tensors
+        gradient = student.detach() if ctx.in_place else torch.empty_like(student)
+        ctx.kernels.gradient(student, teacher, targets, weights, sums, upstream, out=gradient)
+        return None, gradient
+
+
 def _walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Loss, values, and the gradients of those of the student's tensors for which they're `wanted`."""
     mixture, weights = job.mixture, job.weights
@@ -78,12 +106,18 @@ def _walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor
     columns = max(vocabulary(side) for side in (job.student, teacher_source) if side is not None)
     chunk_rows = _chunk_rows(job, columns)
     values = weights.new_zeros(len(mixture.labels), len(weights))
-    softcap = job.student.softcap if isinstance(job.student, Head) else None
-    work = on_chunk(mixture, softcap, any(wanted), columns * len(weights), job.backend)
-
     with torch.no_grad(), torch.autocast(weights.device.type, enabled=False):
         student = open_side(job.student, weights.dtype, chunk_rows, columns, wanted)
         teacher = None if teacher_source is None else open_side(teacher_source, weights.dtype, chunk_rows, columns)
+        work = on_chunk(
+            mixture,
+            bend_of(job.student),
+            bend_of(teacher_source),
+            with_gradient=any(wanted),
+            logits=columns * len(weights),
+            backend=job.backend,
+            accurate=job.accurate,
+        )
         for rows in _split(job.rows, len(weights), chunk_rows):
             logits = student.read(rows)
             values[:, rows] = work(

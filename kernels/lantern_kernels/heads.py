@@ -1,4 +1,4 @@
-"""Where logits come from, and where their gradient goes: a model's head, or a tensor of logits.
+"""Where logits come from, and where their gradient goes: a model's head, or logits that somebody made.
 
 The loss walks over chunks of rows. It asks each side to write the logits of a chunk into a buffer, and gives the
 student's side the gradient of that chunk back. The two kinds of side look alike to it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -37,8 +37,44 @@ class Head:
     scale: float = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """Logits that were made already, ``softcap(scale·values)``; a bare tensor stands for the values alone.
+
+    Args:
+        values: ``[N, V]``.
+        softcap: As in `Head`; None where the values are capped already.
+        scale: As in `Head`.
+    """
+
+    values: Tensor
+    softcap: float | None = None
+    scale: float = 1.0
+
+
+class Bend(NamedTuple):
+    """What a model does to the products of hidden states and output embedding: scale them, then cap them."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``softcap(scale·logits)``; −∞ stays −∞."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = (logits / self.softcap).tanh().mul(self.softcap).masked_fill(logits == -math.inf, -math.inf)
+        return logits
+
+    def back(self, gradient: Tensor, bent: Tensor) -> Tensor:
+        """The gradient with respect to what was bent, from that with respect to the result and the result."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (bent / self.softcap).square()).masked_fill(bent == -math.inf, 0.0)
+        return gradient * self.scale if self.scale != 1.0 else gradient
+
+
 class Side(Protocol):
-    """One model's logits, by chunks of rows, and the gradients of what's behind them.
+    """One model's logits ahead of their `Bend`, by chunks of rows, and the gradients of what's behind them.
 
     Chunks are as wide as the wider of the two vocabularies; the columns that a side lacks are −inf.
     """
@@ -47,7 +83,7 @@ class Side(Protocol):
         """Logits ``[n, columns]``, in a buffer that the next call writes over; the caller may, too."""
 
     def take(self, rows: Rows, gradient: Tensor) -> None:
-        """Note the gradient, ``[n, columns]``, of the logits of `rows` ahead of their cap. Each row comes once."""
+        """Note the gradient, ``[n, columns]``, of the logits of `rows` ahead of their bend. Each row comes once."""
 
     def gradients(self) -> list[Tensor | None]:
         """Those of the side's tensors, in the order of `tensors_of` and in their dtype; None for what isn't wanted."""
@@ -72,32 +108,27 @@ class _ProjectedSide:
         self._started = False
 
     def read(self, rows: Rows) -> Tensor:
-        scale, softcap = self._head.scale, self._head.softcap
         hidden = self._head.hidden[rows].to(self._weight.dtype)
         chunk = self._buffer[: len(hidden)]
         logits, absent = chunk[:, : len(self._weight)], chunk[:, len(self._weight) :]
         absent.fill_(-math.inf)
         if self._bias is None:
             torch.mm(hidden, self._weight.t(), out=logits)
-            if scale != 1.0:
-                logits.mul_(scale)
         else:
-            torch.addmm(self._bias, hidden, self._weight.t(), beta=scale, alpha=scale, out=logits)
-        if softcap is not None:
-            logits.div_(softcap).tanh_().mul_(softcap)
+            torch.addmm(self._bias, hidden, self._weight.t(), out=logits)
         return chunk
 
     def take(self, rows: Rows, gradient: Tensor) -> None:
-        gradient, scale = gradient[:, : len(self._weight)], self._head.scale
+        gradient = gradient[:, : len(self._weight)]
         if self._hidden_gradient is not None:
-            self._hidden_gradient[rows] = torch.mm(gradient, self._weight).mul_(scale).to(self._hidden_gradient.dtype)
+            self._hidden_gradient[rows] = torch.mm(gradient, self._weight).to(self._hidden_gradient.dtype)
         if self._weight_gradient is not None:
             hidden = self._head.hidden[rows].to(gradient.dtype)
             # The first chunk overwrites: to clear the largest tensor here would cost a pass over it.
-            self._weight_gradient.addmm_(gradient.t(), hidden, beta=float(self._started), alpha=scale)
+            self._weight_gradient.addmm_(gradient.t(), hidden, beta=float(self._started))
             self._started = True
         if self._bias_gradient is not None:
-            self._bias_gradient.add_(gradient.sum(0), alpha=scale)
+            self._bias_gradient.add_(gradient.sum(0))
 
     def gradients(self) -> list[Tensor | None]:
         if self._weight_gradient is not None and not self._started:
@@ -110,10 +141,10 @@ class _ProjectedSide:
 
 
 class _GivenSide:
-    """Logits that somebody else made, ``[N, V]``."""
+    """`Logits`."""
 
-    def __init__(self, logits: Tensor, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool]):
-        self._logits = logits
+    def __init__(self, source: Logits, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool]):
+        self._logits = logits = source.values
         self._buffer = logits.new_empty(chunk_rows, columns, dtype=dtype)
         self._gradient = torch.zeros_like(logits) if any(wanted) else None
 
@@ -133,7 +164,7 @@ class _GivenSide:
 
 
 def open_side(
-    source: Head | Tensor, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool] | None = None
+    source: Head | Logits, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool] | None = None
 ) -> Side:
     """Ready a side to be read by chunks of at most `chunk_rows`, gathering gradients of its tensors where `wanted`."""
     if wanted is None:
@@ -143,11 +174,16 @@ def open_side(
     return _GivenSide(source, dtype, chunk_rows, columns, wanted)
 
 
-def tensors_of(source: Head | Tensor) -> list[Tensor | None]:
+def bend_of(source: Head | Logits | None) -> Bend:
+    """What makes logits of what a side's chunks hold; nothing does without a side."""
+    return Bend() if source is None else Bend(source.scale, source.softcap)
+
+
+def tensors_of(source: Head | Logits) -> list[Tensor | None]:
     """What a side's gradient may flow to: hidden, weight and bias of a head, or the logits themselves."""
-    return [source.hidden, source.weight, source.bias] if isinstance(source, Head) else [source]
+    return [source.hidden, source.weight, source.bias] if isinstance(source, Head) else [source.values]
 
 
-def vocabulary(source: Head | Tensor) -> int:
+def vocabulary(source: Head | Logits) -> int:
     """The number of logits that a side has per row."""
-    return source.weight.shape[0] if isinstance(source, Head) else source.shape[1]
+    return source.weight.shape[0] if isinstance(source, Head) else source.values.shape[1]

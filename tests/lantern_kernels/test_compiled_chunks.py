@@ -102,13 +102,12 @@ def test_what_cannot_be_compiled_runs_in_eager_mode_with_one_warning(monkeypatch
 
 def test_without_a_compiler(monkeypatch):
     monkeypatch.setattr(chunk, "_LOGITS_BEFORE_COMPILING", 0)
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     student, teacher = heads(4, 51, 53)
-    with pytest.warns(UserWarning, match="eager mode is used"):
-        linear_mixture_loss(student, teacher, [Term("tvd"), Term("kl")])
-    with pytest.raises(RuntimeError, match="no-such-compiler"):
-        linear_mixture_loss(student, teacher, [Term("tvd"), Term("reverse_kl")], backend="inductor")
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        with pytest.warns(UserWarning, match="eager mode is used"):
+            linear_mixture_loss(student, teacher, [Term("tvd"), Term("kl")])
+        with pytest.raises(RuntimeError, match="no-such-compiler"):
+            linear_mixture_loss(student, teacher, [Term("tvd"), Term("reverse_kl")], backend="inductor")
 
 
 def test_a_general_divergence_cannot_be_asked_for_compiled():

@@ -1,0 +1,138 @@
+"""Launching the kernels of `rows` on tensors. Importing this needs Triton; nothing else in the package does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lantern_kernels.divergences import KL, ReverseKL
+from lantern_kernels.gpu.rows import row_gradient, row_sums
+from lantern_kernels.heads import Bend
+from lantern_kernels.mixture import Mixture
+
+# Larger blocks spill registers (16,384: 3.5 KB of stack) and take minutes to compile.
+BLOCK = 4096
+NUM_WARPS = 8
+
+KINDS = {KL.triton_entry: 1, ReverseKL.triton_entry: 2}
+"""The divergences that come out of the first sweep, as `rows.row_sums` numbers them."""
+
+
+class RowKernels:
+    """A mixture on raw logits ``[N, V]`` in bf16, fp16 or fp32; the arithmetic is in fp32.
+
+    Args:
+        mixture: Its terms have a `triton_entry`.
+        student_bend: What makes logits of the student's tensor.
+        teacher_bend: The teacher's.
+        accurate: Whether KL and reverse KL, too, are summed from terms that are ≥ 0, at the price of a second sweep.
+    """
+
+    def __init__(self, mixture: Mixture, student_bend: Bend, teacher_bend: Bend, accurate: bool):
+        self._mixture = mixture
+        entries = [term.divergence.triton_entry() for term in mixture.terms]  # type: ignore[union-attr]
+        kinds = [_kind(term.divergence) for term in mixture.terms]
+        self._scalars = (
+            1.0 / mixture.temperature,
+            student_bend.scale,
+            student_bend.softcap or 1.0,
+            teacher_bend.scale,
+            teacher_bend.softcap or 1.0,
+        )
+        self._constants: dict[str, Any] = {
+            "ENTRIES": tuple(function for function, _ in entries),
+            "PARAMETERS": tuple(tuple(map(tl.constexpr, parameters)) for _, parameters in entries),
+            "WITH_TARGETS": mixture.with_targets,
+            "S_CAPPED": student_bend.softcap is not None,
+            "T_CAPPED": teacher_bend.softcap is not None,
+        }
+        self._sweeps = {"KINDS": tuple(map(tl.constexpr, kinds)), "ONE_SWEEP": not accurate and all(kinds)}
+
+    def sums(
+        self, student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Values ``[K, N]`` and the four scalars of each row, ``[4, N]``, that `gradient` goes by."""
+        rows = len(weights)
+        values = weights.new_empty(len(self._mixture.labels), rows)
+        sums = weights.new_empty(4, rows)
+        student, teacher_ = _rows_of(student), _rows_of(student if teacher is None else teacher)
+        if rows:
+            row_sums[(rows,)](
+                student,
+                teacher_,
+                weights if targets is None else targets,
+                weights,
+                weights.new_tensor(self._mixture.factors),
+                values,
+                sums,
+                student.stride(0),
+                teacher_.stride(0),
+                student.shape[1],
+                teacher_.shape[1],
+                rows,
+                *self._scalars,
+                **self._constants,
+                **self._sweeps,
+                TEMPERED=self._mixture.temperature != 1.0,
+                BLOCK=_block(max(student.shape[1], teacher_.shape[1])),
+                num_warps=NUM_WARPS,
+            )
+        return values, sums
+
+    def gradient(
+        self,
+        student: Tensor,
+        teacher: Tensor | None,
+        targets: Tensor | None,
+        weights: Tensor,
+        sums: Tensor,
+        upstream: Tensor,
+        out: Tensor,
+    ) -> None:
+        """Write ``upstream·∂loss/∂student`` to `out`, which may be `student` itself."""
+        rows, columns = student.shape
+        student, teacher_ = _rows_of(student), _rows_of(student if teacher is None else teacher)
+        block = _block(columns)
+        if rows:
+            row_gradient[(rows, triton.cdiv(columns, block))](
+                student,
+                teacher_,
+                weights if targets is None else targets,
+                weights,
+                upstream,
+                weights.new_tensor(self._mixture.factors),
+                sums,
+                out,
+                student.stride(0),
+                teacher_.stride(0),
+                out.stride(0),
+                columns,
+                teacher_.shape[1],
+                rows,
+                *self._scalars,
+                **self._constants,
+                BLOCK=block,
+                num_warps=NUM_WARPS,
+            )
+
+
+def _kind(divergence: Any) -> int:
+    # By the method rather than by the class: a subclass that only adds to it is the same divergence.
+    return KINDS.get(type(divergence).triton_entry, 0)
+
+
+def _rows_of(logits: Tensor) -> Tensor:
+    return logits if logits.stride(1) == 1 else logits.contiguous()
+
+
+def _block(columns: int) -> int:
+    return min(BLOCK, max(64, triton.next_power_of_2(columns)))
+
+
+def is_interpreted() -> bool:
+    """Whether Triton runs on a CPU here, as it does when it was imported with TRITON_INTERPRET=1."""
+    return not isinstance(row_sums, triton.runtime.JITFunction) and torch.version.hip is None

@@ -1,0 +1,108 @@
+"""Compile the kernels for GPUs that aren't here, and print as JSON what each would use there.
+
+    python ahead_of_time.py sm_90 gfx942
+
+A script of its own, since a process either interprets Triton or compiles it. Triton bundles NVIDIA's assembler and its
+object dumper, so any x86-64 Linux machine can do this.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+import triton.language as tl
+from lantern_kernels import JS, KL, TVD, ReverseKL
+from lantern_kernels.gpu.launch import BLOCK, KINDS, NUM_WARPS
+from lantern_kernels.gpu.rows import row_gradient, row_sums
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+POINTERS = {
+    "S": "*bf16", "T": "*bf16", "OUT": "*bf16", "TARGETS": "*i64", "WEIGHTS": "*fp32", "UPSTREAM": "*fp32",
+    "FACTORS": "*fp32", "VALUES": "*fp32", "SUMS": "*fp32",
+}  # fmt: skip
+INTEGERS = ("s_stride", "t_stride", "out_stride", "s_columns", "t_columns", "rows")
+MIXTURES = {
+    "kl": ([KL()], False),
+    "kl + reverse_kl + ce": ([KL(), ReverseKL()], True),
+    "js": ([JS()], False),
+    "all + ce": ([KL(), ReverseKL(), JS(), TVD()], True),
+}
+
+
+def constants(divergences, with_targets):
+    entries = [divergence.triton_entry() for divergence in divergences]
+    return {
+        "ENTRIES": tuple(entry for entry, _ in entries),
+        "PARAMETERS": tuple(tuple(map(tl.constexpr, parameters)) for _, parameters in entries),
+        "WITH_TARGETS": with_targets,
+        "S_CAPPED": False,
+        "T_CAPPED": False,
+        "BLOCK": BLOCK,
+    }
+
+
+def build(kernel, consts, target):
+    """A compiled kernel; pointers and integers are multiples of 16, as those of real vocabularies are."""
+    gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in consts:
+            signature[name] = "constexpr"
+        elif name in POINTERS or name in INTEGERS:
+            signature[name] = POINTERS.get(name, "i32")
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32"
+    constexprs = {(kernel.arg_names.index(name),): value for name, value in consts.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+    return triton.compile(source, target=gpu, options={"num_warps": NUM_WARPS})
+
+
+def usage(binary, target):
+    """Registers, stack and spills, and the instructions that touch global memory."""
+    if not target.startswith("sm_"):
+        assembly = binary.asm["amdgcn"]
+        counts = {"spills": int(re.search(r"\.vgpr_spill_count:\s*(\d+)", assembly)[1])}
+        counts["stack"] = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", assembly)[1])
+        memory = re.findall(r"\b((?:global|buffer)_(?:load|store)_\w+)", assembly)
+        wide = "dwordx4"
+    else:
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(binary.asm["cubin"])
+            file.flush()
+            resources = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+            assembly = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+        found = dict(re.findall(r"\b(REG|STACK):(\d+)", resources.stdout + resources.stderr))
+        counts = {"registers": int(found["REG"]), "stack": int(found["STACK"])}
+        counts["spills"] = len(re.findall(r"\b(?:STL|LDL)\b", assembly))
+        memory = re.findall(r"\b((?:LDG|STG)\.[.\w]*)", assembly)
+        wide = ".128"
+    loads = [name for name in memory if "load" in name or name.startswith("LDG")]
+    stores = [name for name in memory if name not in loads]
+    counts |= {"wide_loads": sum(wide in name for name in loads), "loads": len(loads)}
+    counts |= {"wide_stores": sum(wide in name for name in stores), "stores": len(stores)}
+    return counts
+
+
+def main():
+    os.environ.pop("TRITON_INTERPRET", None)
+    report = {}
+    for target in sys.argv[1:]:
+        for name, (divergences, with_targets) in MIXTURES.items():
+            consts = constants(divergences, with_targets)
+            kinds = [KINDS.get(divergence.triton_entry.__func__, 0) for divergence in divergences]
+            sweeps = {"KINDS": tuple(map(tl.constexpr, kinds)), "ONE_SWEEP": all(kinds), "TEMPERED": with_targets}
+            report[f"{target}: sums of {name}"] = usage(build(row_sums, {**consts, **sweeps}, target), target)
+            report[f"{target}: gradient of {name}"] = usage(build(row_gradient, consts, target), target)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

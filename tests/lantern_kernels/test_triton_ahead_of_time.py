@@ -1,0 +1,58 @@
+"""What the kernels compile to for GPUs that aren't here: no spills, wide loads, and no load more than the maths needs."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ahead_of_time import MIXTURES
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+KERNELS = Path(__file__).parent.parent.parent / "kernels"
+
+# A thread has 16 of a block's 4096 bf16 logits, in two loads of 128 bits per model.
+WIDE_LOADS_OF_A_SWEEP = 2 * 2
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="Triton's wheels carry the tools for x86-64 alone")
+
+
+@pytest.fixture(scope="module")
+def usage():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).parent / "ahead_of_time.py"
+    ran = subprocess.run(
+        [sys.executable, script, *TARGETS],
+        env={**environment, "PYTHONPATH": str(KERNELS)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_is_spilled(usage, target, mixture):
+    for kernel in ("sums", "gradient"):
+        counts = usage[f"{target}: {kernel} of {mixture}"]
+        assert counts["spills"] == 0
+        assert counts["stack"] == 0
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_logits_are_read_once_a_sweep_and_by_128_bits(usage, target, mixture):
+    sums, gradient = (usage[f"{target}: {kernel} of {mixture}"] for kernel in ("sums", "gradient"))
+    terms, with_targets = len(MIXTURES[mixture][0]), MIXTURES[mixture][1]
+    # The code holds both sweeps; where one is enough, the second is there for rows with excluded tokens.
+    assert sums["wide_loads"] == 2 * WIDE_LOADS_OF_A_SWEEP
+    assert gradient["wide_loads"] == WIDE_LOADS_OF_A_SWEEP
+    # What else is read are scalars: the row's weight, factors, target and its logit, in the gradient the four sums.
+    assert sums["loads"] - sums["wide_loads"] <= 1 + 2 * terms + 2 * with_targets
+    assert gradient["loads"] - gradient["wide_loads"] <= 2 + 4 + terms + 2 * with_targets
+    # Two for the gradient, two for the zeros of a row that doesn't count.
+    assert gradient["wide_stores"] == gradient["stores"] == 4
+    assert sums["wide_stores"] == 0
