@@ -4,6 +4,7 @@ from lantern_kernels.divergences import JS, KL, TVD, General, Pointwise, Reverse
 from lantern_kernels.heads import Head, Logits
 from lantern_kernels.loss import MixtureOutput, linear_mixture_loss, mixture_loss
 from lantern_kernels.terms import Term
+from lantern_kernels.top_k import TopK
 
 __all__ = [
     "JS",
@@ -16,6 +17,7 @@ __all__ = [
     "Pointwise",
     "ReverseKL",
     "Term",
+    "TopK",
     "linear_mixture_loss",
     "mixture_loss",
 ]

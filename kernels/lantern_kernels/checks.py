@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from lantern_kernels.divergences import Pointwise, WithTriton
 from lantern_kernels.heads import Head, Logits
 from lantern_kernels.terms import Term, check_labels
+from lantern_kernels.top_k import TopK
 
 BACKENDS = ("auto", "torch", "inductor", "triton")
 
@@ -65,6 +66,47 @@ def logits(name: str, value: Tensor | Logits, like: Tensor | None = None) -> Log
     if like is not None:
         _same_rows(name, tensor, like)
     return given
+
+
+def top_k(name: str, value: TopK, terms: Sequence[Term], like: Tensor, classes: int) -> TopK:
+    """Most probable tokens of as many rows as `like` has, within a vocabulary of `classes`."""
+    ids, log_probs, tail = value.ids, value.log_probs, value.tail_log_mass
+    if ids.ndim != 2 or ids.is_floating_point() or ids.is_complex() or not 0 < ids.shape[1] <= classes:
+        raise ValueError(
+            f"{name}.ids has shape {list(ids.shape)} and dtype {ids.dtype}; expected integers [N, k] with k from 1 to "
+            f"{classes}, the student's vocabulary"
+        )
+    _floating_matrix(f"{name}.log_probs", log_probs, "[N, k]")
+    if log_probs.shape != ids.shape:
+        raise ValueError(f"{name}.log_probs has shape {list(log_probs.shape)}; expected {list(ids.shape)}, as {name}.ids")
+    if tail.shape != ids.shape[:1] or not tail.is_floating_point():
+        raise ValueError(
+            f"{name}.tail_log_mass has shape {list(tail.shape)} and dtype {tail.dtype}; expected floats [{ids.shape[0]}], "
+            "one per row"
+        )
+    for part, tensor in (("ids", ids), ("log_probs", log_probs), ("tail_log_mass", tail)):
+        _same_rows(f"{name}.{part}", tensor, like)
+    if general := [term.label for term in terms if not isinstance(term.divergence, Pointwise)]:
+        raise ValueError(f"{name} is a TopK, but {general[0]!r} isn't pointwise; give it full logits")
+    outside = (ids < 0) | (ids >= classes)
+    _no_row(outside.any(1), lambda row: f"{name}.ids[{row}] is {ids[row].tolist()}; expected 0 to {classes - 1}")
+    ordered = ids.sort(-1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]).any(1)
+    _no_row(twice, lambda row: f"{name}.ids[{row}] is {ids[row].tolist()}; expected every token once")
+    mass = log_probs.double().exp().sum(-1) + tail.double().exp()
+    # A server's log-probabilities are rounded; NaN fails too.
+    _no_row(
+        ~(mass <= 1 + 1e-2),
+        lambda row: (
+            f"{name}.log_probs[{row}] and tail_log_mass[{row}] add up to a mass of {float(mass[row]):.4g}; expected 1"
+        ),
+    )
+    return TopK(ids.long(), log_probs, tail)
+
+
+def _no_row(wrong: Tensor, message: Callable[[int], str]) -> None:
+    if wrong.any():
+        raise ValueError(message(int(wrong.nonzero()[0, 0])))
 
 
 def head(name: str, value: Head, like: Tensor | None = None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from lantern_kernels.divergences import Pointwise
 from lantern_kernels.heads import Bend
 from lantern_kernels.mixture import Mixture, pointwise_rows
+from lantern_kernels.top_k import TopK
 
 if TYPE_CHECKING:
     from lantern_kernels.gpu.launch import RowKernels
@@ -33,7 +34,7 @@ _TILE_BYTES_CPU = 3 << 19
 _seen: Counter[_Recipe] = Counter()
 _not_compilable: set[_Recipe] = set()
 
-OnChunk = Callable[[Tensor, Tensor | None, Tensor | None, Tensor], Tensor]
+OnChunk = Callable[[Tensor, Tensor | TopK | None, Tensor | None, Tensor], Tensor]
 """Values ``[K, n]`` from student's and teacher's logits ``[n, V]``, targets ``[n]`` and row weights ``[n]``.
 
 The logits come ahead of their bend. The gradient with respect to the student's, if it's wanted, takes their place, times
@@ -75,22 +76,25 @@ def on_chunk(
         accurate: Whether the values are to stay exact as the student converges.
     """
 
-    def eager(student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor) -> Tensor:
+    def eager(student: Tensor, teacher: Tensor | TopK | None, targets: Tensor | None, weights: Tensor) -> Tensor:
         values = weights.new_empty(len(mixture.labels), len(weights))
         rows = max(1, _TILE_BYTES_CPU // (student.shape[1] * student.element_size())) if student.is_cpu else len(student)
         for start in range(0, len(weights), max(1, rows)):
             tile = slice(start, start + rows)
             logits = student_bend(student[tile])
-            t_logits = None if teacher is None else teacher_bend(teacher[tile])
+            t_logits = None if teacher is None else teacher[tile]
+            if isinstance(t_logits, Tensor):
+                t_logits = teacher_bend(t_logits)
             if accurate:
-                logits, t_logits = logits.double(), None if t_logits is None else t_logits.double()
+                logits = logits.double()
+                t_logits = t_logits.double() if isinstance(t_logits, Tensor) else t_logits
             y_tile = None if targets is None else targets[tile]
             values[:, tile], gradient = mixture.rows(logits, t_logits, y_tile, with_gradient)
             if gradient is not None:
                 torch.mul(student_bend.back(gradient, logits), weights[tile, None], out=student[tile])
         return values
 
-    def compiled(student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor) -> Tensor:
+    def compiled(student: Tensor, teacher: Any, targets: Tensor | None, weights: Tensor) -> Tensor:
         # As tensors, so that a schedule of weights or temperature doesn't compile anew at each step.
         factors, T = weights.new_tensor(mixture.factors), mixture.temperature
         return _compile(recipe)(student, teacher, targets, weights, factors, T if T == 1.0 else weights.new_tensor(T))
@@ -106,7 +110,7 @@ def on_chunk(
             warnings.warn(f"eager mode is used, since the loss can't be compiled: {reason}", stacklevel=2)
             return eager(student, *rest)
 
-    def fused(student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor) -> Tensor:
+    def fused(student: Tensor, teacher: Any, targets: Tensor | None, weights: Tensor) -> Tensor:
         kernels = row_kernels(mixture, student_bend, teacher_bend, accurate)
         values, sums = kernels.sums(student, teacher, targets, weights)
         if with_gradient:

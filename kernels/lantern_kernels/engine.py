@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lantern_kernels.chunk import on_chunk, row_kernels
-from lantern_kernels.heads import Head, Logits, Rows, bend_of, open_side, tensors_of, vocabulary
+from lantern_kernels.heads import Head, Logits, Rows, bend_of, open_side, open_teacher, tensors_of, vocabulary
 from lantern_kernels.mixture import Mixture
+from lantern_kernels.top_k import TopK
 
 # Both sides' logits of a chunk. Larger chunks make better GEMMs, but on a CPU buffers of 50 MB make the allocator map and
 # unmap temporaries anew for each, and that costs more. With fewer than 128 rows GEMMs get slow, whatever the
@@ -32,7 +33,7 @@ class Job:
     """
 
     student: Head | Logits
-    teacher: Head | Logits | None
+    teacher: Head | Logits | TopK | None
     mixture: Mixture
     targets: Tensor | None
     weights: Tensor
@@ -45,7 +46,7 @@ class Job:
     def run(self) -> tuple[Tensor, Tensor]:
         """The loss, differentiable in the student's tensors, and the values ``[len(mixture.labels), N]``."""
         student = tensors_of(self.student)
-        if self.backend == "triton" and isinstance(self.student, Logits) and not isinstance(self.teacher, Head):
+        if self.backend == "triton" and isinstance(self.student, Logits) and not isinstance(self.teacher, Head | TopK):
             return _Recomputed.apply(self, *student)
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in student):
             loss, values = _GradientInForward.apply(self, *student)
@@ -103,12 +104,12 @@ def _walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor
     """Loss, values, and the gradients of those of the student's tensors for which they're `wanted`."""
     mixture, weights = job.mixture, job.weights
     teacher_source = job.teacher if mixture.terms else None
-    columns = max(vocabulary(side) for side in (job.student, teacher_source) if side is not None)
+    columns = max(vocabulary(job.student), vocabulary(teacher_source))
     chunk_rows = _chunk_rows(job, columns)
     values = weights.new_zeros(len(mixture.labels), len(weights))
     with torch.no_grad(), torch.autocast(weights.device.type, enabled=False):
         student = open_side(job.student, weights.dtype, chunk_rows, columns, wanted)
-        teacher = None if teacher_source is None else open_side(teacher_source, weights.dtype, chunk_rows, columns)
+        teacher = None if teacher_source is None else open_teacher(teacher_source, weights.dtype, chunk_rows, columns)
         work = on_chunk(
             mixture,
             bend_of(job.student),

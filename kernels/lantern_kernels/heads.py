@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lantern_kernels.top_k import TopK
+
 Rows = slice | Tensor
 """A choice of rows: a slice where they're contiguous, which costs no copy, and ids where they aren't."""
 
@@ -71,6 +73,13 @@ class Bend(NamedTuple):
         if self.softcap is not None:
             gradient = gradient * (1 - (bent / self.softcap).square()).masked_fill(bent == -math.inf, 0.0)
         return gradient * self.scale if self.scale != 1.0 else gradient
+
+
+class TeacherSide(Protocol):
+    """What a teacher says, by chunks of rows."""
+
+    def read(self, rows: Rows) -> Tensor | TopK:
+        """Logits ``[n, columns]`` ahead of their `Bend`, or the most probable tokens of the rows."""
 
 
 class Side(Protocol):
@@ -163,6 +172,21 @@ class _GivenSide:
         return [self._gradient]
 
 
+class _TopKSide:
+    """A teacher's most probable tokens."""
+
+    def __init__(self, source: TopK):
+        self._source = source
+
+    def read(self, rows: Rows) -> TopK:
+        return self._source[rows]
+
+
+def open_teacher(source: Head | Logits | TopK, dtype: torch.dtype, chunk_rows: int, columns: int) -> TeacherSide:
+    """Ready a teacher to be read by chunks of at most `chunk_rows`."""
+    return _TopKSide(source) if isinstance(source, TopK) else open_side(source, dtype, chunk_rows, columns)
+
+
 def open_side(
     source: Head | Logits, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool] | None = None
 ) -> Side:
@@ -174,9 +198,9 @@ def open_side(
     return _GivenSide(source, dtype, chunk_rows, columns, wanted)
 
 
-def bend_of(source: Head | Logits | None) -> Bend:
-    """What makes logits of what a side's chunks hold; nothing does without a side."""
-    return Bend() if source is None else Bend(source.scale, source.softcap)
+def bend_of(source: Head | Logits | TopK | None) -> Bend:
+    """What makes logits of what a side's chunks hold; nothing where these aren't logits."""
+    return Bend(source.scale, source.softcap) if isinstance(source, Head | Logits) else Bend()
 
 
 def tensors_of(source: Head | Logits) -> list[Tensor | None]:
@@ -184,6 +208,8 @@ def tensors_of(source: Head | Logits) -> list[Tensor | None]:
     return [source.hidden, source.weight, source.bias] if isinstance(source, Head) else [source.values]
 
 
-def vocabulary(source: Head | Logits) -> int:
-    """The number of logits that a side has per row."""
+def vocabulary(source: Head | Logits | TopK | None) -> int:
+    """The number of logits that a side has per row; 0 where it has none."""
+    if not isinstance(source, Head | Logits):
+        return 0
     return source.weight.shape[0] if isinstance(source, Head) else source.values.shape[1]

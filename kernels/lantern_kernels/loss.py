@@ -15,6 +15,7 @@ from lantern_kernels.engine import Job
 from lantern_kernels.heads import Head, Logits
 from lantern_kernels.mixture import Mixture
 from lantern_kernels.terms import Term
+from lantern_kernels.top_k import TopK
 
 
 class MixtureOutput(NamedTuple):
@@ -28,7 +29,7 @@ class MixtureOutput(NamedTuple):
 
 def mixture_loss(
     student_logits: Tensor | Logits,
-    teacher_logits: Tensor | Logits | None,
+    teacher_logits: Tensor | Logits | TopK | None,
     terms: Sequence[Term],
     *,
     temperature: float = 1.0,
@@ -53,7 +54,8 @@ def mixture_loss(
     Args:
         student_logits: ``[N, V]`` of any floating dtype, or `Logits` that are yet to be scaled or capped. The arithmetic
             is in float32, or in float64 if they are float64; autocast doesn't touch it.
-        teacher_logits: ``[N, V']``, or `Logits`. Gets no gradient. None is possible with no terms.
+        teacher_logits: ``[N, V']``, or `Logits`, or of each row the most probable tokens, `TopK`. Gets no gradient. None
+            is possible with no terms.
         terms: The divergences and their weights. May be empty, for a plain cross entropy.
         temperature: T > 0, of the divergences.
         targets: Class ids ``[N]`` for the cross entropy. Rows with `ignore_index` count for nothing.
@@ -80,16 +82,16 @@ def mixture_loss(
     """
     student = checks.logits("student_logits", student_logits)
     values = student.values
-    teacher = None if teacher_logits is None else checks.logits("teacher_logits", teacher_logits, like=values)
+    teacher = _given_teacher("teacher_logits", teacher_logits, terms, values, values.shape[1])
     mixture = _mixture(terms, temperature, cross_entropy, teacher is not None, targets is not None)
-    backend = _backend(backend, terms, values)
+    backend = _backend(backend, terms, values, teacher)
     weights, rows = _rows_that_count(values, values.shape[1], targets, row_weights, ignore_index)
     return _output(Job(student, teacher, mixture, targets, weights, rows, None, backend, accurate, in_place))
 
 
 def linear_mixture_loss(
     student: Head,
-    teacher: Head | Logits | Tensor | None,
+    teacher: Head | Logits | TopK | Tensor | None,
     terms: Sequence[Term],
     *,
     temperature: float = 1.0,
@@ -111,7 +113,7 @@ def linear_mixture_loss(
     Args:
         student: Its hidden states and output embedding. Gradients go to those of its tensors that require one.
         teacher: A head, whose hidden size may differ from the student's, or logits ``[N, V']`` as a tensor or as `Logits`;
-            None with no terms.
+            or `TopK`; None with no terms.
         terms: As in `mixture_loss`, and so are the other keywords.
         chunk_size: Rows per chunk. By default so many that both sides' logits take 64 MiB on a CPU, 1 GiB on an
             accelerator, yet at least 128.
@@ -125,11 +127,11 @@ def linear_mixture_loss(
     checks.head("student", student)
     if isinstance(teacher, Head):
         checks.head("teacher", teacher, like=student.hidden)
-    elif teacher is not None:
-        teacher = checks.logits("teacher", teacher, like=student.hidden)
+    else:
+        teacher = _given_teacher("teacher", teacher, terms, student.hidden, student.weight.shape[0])
     checks.chunk_size(chunk_size)
     mixture = _mixture(terms, temperature, cross_entropy, teacher is not None, targets is not None)
-    backend = _backend(backend, terms, student.hidden)
+    backend = _backend(backend, terms, student.hidden, teacher)
     weights, rows = _rows_that_count(student.hidden, student.weight.shape[0], targets, row_weights, ignore_index)
     return _output(Job(student, teacher, mixture, targets, weights, rows, chunk_size, backend, accurate, False))
 
@@ -145,9 +147,21 @@ def _mixture(
     return Mixture(tuple(terms), float(temperature), float(cross_entropy), has_targets)
 
 
-def _backend(name: str, terms: Sequence[Term], like: Tensor) -> str:
+def _given_teacher(
+    name: str, value: Tensor | Logits | TopK | None, terms: Sequence[Term], like: Tensor, classes: int
+) -> Logits | TopK | None:
+    if isinstance(value, TopK):
+        return checks.top_k(name, value, terms, like, classes)
+    return None if value is None else checks.logits(name, value, like)
+
+
+def _backend(name: str, terms: Sequence[Term], like: Tensor, teacher: Head | Logits | TopK | None) -> str:
     """What "auto" comes to on this device; on a CPU it's left to the engine, which decides as it goes."""
     checks.backend(name, terms, like)
+    if isinstance(teacher, TopK):
+        if name in ("inductor", "triton"):
+            raise ValueError(f"backend is {name!r}, which doesn't read a TopK teacher; use 'auto'")
+        return "torch"
     if name == "auto" and like.is_cuda:
         fusable = all(isinstance(term.divergence, WithTriton) for term in terms) and like.dtype != torch.float64
         return "triton" if fusable and find_spec("triton") else "torch"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lantern_kernels.divergences import LOG_FLOOR, General, Pointwise
 from lantern_kernels.terms import CROSS_ENTROPY, Term
+from lantern_kernels.top_k import TopK, top_k_rows
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,14 @@ class Mixture:
         return all(isinstance(term.divergence, Pointwise) for term in self.terms)
 
     def rows(
-        self, student: Tensor, teacher: Tensor | None, targets: Tensor | None, with_gradient: bool
+        self, student: Tensor, teacher: Tensor | TopK | None, targets: Tensor | None, with_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The terms' values and, on request, the gradient of the rows' losses.
 
         Args:
             student: Logits ``[n, V]``.
-            teacher: Logits ``[n, V]`` of the same dtype; None if there are no terms.
+            teacher: Logits ``[n, V]`` of the same dtype, or the most probable tokens of n rows; None if there are no
+                terms.
             targets: Class ids ``[n]``, or None to leave the cross entropy out.
             with_gradient: Whether to work out the gradient.
 
@@ -60,6 +62,12 @@ class Mixture:
         general = {k: term.divergence for k, term in enumerate(self.terms) if not isinstance(term.divergence, Pointwise)}
         pointwise = [term.divergence for term in self.terms if isinstance(term.divergence, Pointwise)]
         factors = [factor for k, factor in enumerate(self.factors) if k not in general]
+        if isinstance(teacher, TopK):
+            values, gradient = top_k_rows(pointwise, student, teacher, factors, self.temperature, with_gradient)
+            found, towards = pointwise_rows([], student, None, targets, factors[len(pointwise) :], 1.0, with_gradient)
+            values += found
+            gradient = towards if gradient is None else gradient if towards is None else gradient.add_(towards)
+            return torch.stack(values), gradient
         values, gradient = pointwise_rows(pointwise, student, teacher, targets, factors, self.temperature, with_gradient)
         for k, divergence in general.items():
             assert teacher is not None
