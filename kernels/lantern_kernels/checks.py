@@ -172,6 +172,11 @@ def chunk_size(value: int | None) -> None:
         raise ValueError(f"chunk_size is {value!r}; expected a number of rows, at least 1, or None")
 
 
+def skip_below(value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"skip_below is {value!r}; expected a finite number, at least 0")
+
+
 def _floating_matrix(name: str, tensor: Tensor, shape: str) -> None:
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} is a {type(tensor).__name__}; expected a tensor {shape}")

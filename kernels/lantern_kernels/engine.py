@@ -42,6 +42,7 @@ class Job:
     backend: str
     accurate: bool
     in_place: bool
+    skip_below: float
 
     def run(self) -> tuple[Tensor, Tensor]:
         """The loss, differentiable in the student's tensors, and the values ``[len(mixture.labels), N]``."""
@@ -128,7 +129,8 @@ def _walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor
                 weights[rows],
             )
             if any(wanted):
-                student.take(rows, logits)
+                largest = weights[rows].abs().max() if job.skip_below else None
+                student.take(rows, logits, None if largest is None else job.skip_below * largest)
         loss = (weights.new_tensor(mixture.factors) @ values) @ weights
         return loss, values, student.gradients()
 

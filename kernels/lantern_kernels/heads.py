@@ -16,6 +16,9 @@ from torch import Tensor
 
 from lantern_kernels.top_k import TopK
 
+# Choosing columns copies them; with more than this share of them the dense products take less.
+_SPARSE = 0.6
+
 Rows = slice | Tensor
 """A choice of rows: a slice where they're contiguous, which costs no copy, and ids where they aren't."""
 
@@ -91,8 +94,11 @@ class Side(Protocol):
     def read(self, rows: Rows) -> Tensor:
         """Logits ``[n, columns]``, in a buffer that the next call writes over; the caller may, too."""
 
-    def take(self, rows: Rows, gradient: Tensor) -> None:
-        """Note the gradient, ``[n, columns]``, of the logits of `rows` ahead of their bend. Each row comes once."""
+    def take(self, rows: Rows, gradient: Tensor, negligible: Tensor | None) -> None:
+        """Note the gradient, ``[n, columns]``, of the logits of `rows` ahead of their bend. Each row comes once.
+
+        Columns in which no entry is larger than `negligible` may be left out.
+        """
 
     def gradients(self) -> list[Tensor | None]:
         """Those of the side's tensors, in the order of `tensors_of` and in their dtype; None for what isn't wanted."""
@@ -127,17 +133,27 @@ class _ProjectedSide:
             torch.addmm(self._bias, hidden, self._weight.t(), out=logits)
         return chunk
 
-    def take(self, rows: Rows, gradient: Tensor) -> None:
+    def take(self, rows: Rows, gradient: Tensor, negligible: Tensor | None) -> None:
         gradient = gradient[:, : len(self._weight)]
-        if self._hidden_gradient is not None:
-            self._hidden_gradient[rows] = torch.mm(gradient, self._weight).to(self._hidden_gradient.dtype)
-        if self._weight_gradient is not None:
-            hidden = self._head.hidden[rows].to(gradient.dtype)
-            # The first chunk overwrites: to clear the largest tensor here would cost a pass over it.
-            self._weight_gradient.addmm_(gradient.t(), hidden, beta=float(self._started))
-            self._started = True
         if self._bias_gradient is not None:
             self._bias_gradient.add_(gradient.sum(0))
+        hidden = self._head.hidden[rows].to(gradient.dtype)
+        columns = None if negligible is None else _columns_above(gradient, negligible)
+        weight = self._weight
+        if columns is not None:
+            gradient, weight = gradient[:, columns], weight[columns]
+        if self._hidden_gradient is not None:
+            self._hidden_gradient[rows] = torch.mm(gradient, weight).to(self._hidden_gradient.dtype)
+        if self._weight_gradient is None:
+            return
+        if columns is None:
+            # The first chunk overwrites: to clear the largest tensor here would cost a pass over it.
+            self._weight_gradient.addmm_(gradient.t(), hidden, beta=float(self._started))
+        else:
+            if not self._started:
+                self._weight_gradient.zero_()
+            self._weight_gradient.index_add_(0, columns, torch.mm(gradient.t(), hidden))
+        self._started = True
 
     def gradients(self) -> list[Tensor | None]:
         if self._weight_gradient is not None and not self._started:
@@ -147,6 +163,12 @@ class _ProjectedSide:
             None if gradient is None or tensor is None else gradient.to(tensor.dtype)
             for gradient, tensor in zip(found, tensors_of(self._head), strict=True)
         ]
+
+
+def _columns_above(gradient: Tensor, negligible: Tensor) -> Tensor | None:
+    """Ids of the columns with an entry larger than `negligible`; None where they're too many for a choice to pay."""
+    columns = (torch.linalg.vector_norm(gradient, torch.inf, dim=0) > negligible).nonzero()[:, 0]
+    return columns if len(columns) < _SPARSE * gradient.shape[1] else None
 
 
 class _GivenSide:
@@ -164,7 +186,7 @@ class _GivenSide:
         chunk[:, given.shape[1] :] = -math.inf
         return chunk
 
-    def take(self, rows: Rows, gradient: Tensor) -> None:
+    def take(self, rows: Rows, gradient: Tensor, negligible: Tensor | None) -> None:
         if self._gradient is not None:
             self._gradient[rows] = gradient[:, : self._gradient.shape[1]].to(self._gradient.dtype)
 
