@@ -55,17 +55,15 @@ def mixture(terms: Sequence[Term], temperature: float, cross_entropy: float, has
         raise ValueError("terms is empty and cross_entropy is 0: there is nothing to compute; give one of them")
 
 
-def logits(name: str, value: Tensor | Logits, like: Tensor | None = None) -> Logits:
+def logits(name: str, value: Logits, like: Tensor | None = None) -> None:
     """A matrix of logits, with as many rows as `like` and on its device."""
-    given = value if isinstance(value, Logits) else Logits(value)
-    tensor = given.values
+    tensor = value.values
     _floating_matrix(name, tensor, "[N, V]")
     if tensor.shape[1] == 0:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; expected at least one logit per row")
-    _scale_and_softcap(name, given)
+    _scale_and_softcap(name, value)
     if like is not None:
         _same_rows(name, tensor, like)
-    return given
 
 
 def top_k(name: str, value: TopK, terms: Sequence[Term], like: Tensor, classes: int) -> TopK:

@@ -52,7 +52,7 @@ class Job:
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in student):
             loss, values = _GradientInForward.apply(self, *student)
         else:
-            loss, values, _ = _walk(self, [False] * len(student))
+            loss, values, _ = walk(self, [False] * len(student))
         return loss, values
 
 
@@ -61,7 +61,7 @@ class _GradientInForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, job: Job, *student: Tensor | None) -> tuple[Tensor, Tensor]:
-        loss, values, gradients = _walk(job, ctx.needs_input_grad[1:])
+        loss, values, gradients = walk(job, ctx.needs_input_grad[1:])
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(values)
         return loss, values
@@ -101,7 +101,7 @@ class _Recomputed(torch.autograd.Function):
         return None, gradient
 
 
-def _walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+def walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Loss, values, and the gradients of those of the student's tensors for which they're `wanted`."""
     mixture, weights = job.mixture, job.weights
     teacher_source = job.teacher if mixture.terms else None

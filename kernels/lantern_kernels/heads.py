@@ -225,8 +225,10 @@ def bend_of(source: Head | Logits | TopK | None) -> Bend:
     return Bend(source.scale, source.softcap) if isinstance(source, Head | Logits) else Bend()
 
 
-def tensors_of(source: Head | Logits) -> list[Tensor | None]:
+def tensors_of(source: Head | Logits | None) -> list[Tensor | None]:
     """What a side's gradient may flow to: hidden, weight and bias of a head, or the logits themselves."""
+    if source is None:
+        return []
     return [source.hidden, source.weight, source.bias] if isinstance(source, Head) else [source.values]
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lantern_kernels import checks
-from lantern_kernels.divergences import WithTriton
-from lantern_kernels.engine import Job
 from lantern_kernels.heads import Head, Logits
-from lantern_kernels.mixture import Mixture
-from lantern_kernels.terms import Term
+from lantern_kernels.operator import run_as_operator
+from lantern_kernels.prepare import Options, prepare
+from lantern_kernels.terms import CROSS_ENTROPY, Term
 from lantern_kernels.top_k import TopK
 
 
@@ -80,13 +77,9 @@ def mixture_loss(
     Raises:
         ValueError: Before any work, naming the argument, its value and what was expected.
     """
-    student = checks.logits("student_logits", student_logits)
-    values = student.values
-    teacher = _given_teacher("teacher_logits", teacher_logits, terms, values, values.shape[1])
-    mixture = _mixture(terms, temperature, cross_entropy, teacher is not None, targets is not None)
-    backend = _backend(backend, terms, values, teacher)
-    weights, rows = _rows_that_count(values, values.shape[1], targets, row_weights, ignore_index)
-    return _output(Job(student, teacher, mixture, targets, weights, rows, None, backend, accurate, in_place, 0.0))
+    student = student_logits if isinstance(student_logits, Logits) else Logits(student_logits)
+    options = Options(temperature, cross_entropy, ignore_index, backend, accurate, in_place)
+    return _loss(student, teacher_logits, terms, targets, row_weights, options)
 
 
 def linear_mixture_loss(
@@ -131,70 +124,29 @@ def linear_mixture_loss(
     Raises:
         ValueError: Before any work, naming the argument, its value and what was expected.
     """
-    checks.head("student", student)
-    if isinstance(teacher, Head):
-        checks.head("teacher", teacher, like=student.hidden)
-    else:
-        teacher = _given_teacher("teacher", teacher, terms, student.hidden, student.weight.shape[0])
-    checks.chunk_size(chunk_size)
-    checks.skip_below(skip_below)
-    mixture = _mixture(terms, temperature, cross_entropy, teacher is not None, targets is not None)
-    backend = _backend(backend, terms, student.hidden, teacher)
-    weights, rows = _rows_that_count(student.hidden, student.weight.shape[0], targets, row_weights, ignore_index)
-    return _output(Job(student, teacher, mixture, targets, weights, rows, chunk_size, backend, accurate, False, skip_below))
+    options = Options(
+        temperature, cross_entropy, ignore_index, backend, accurate, chunk_size=chunk_size, skip_below=skip_below
+    )
+    return _loss(student, teacher, terms, targets, row_weights, options)
 
 
-def _mixture(
+def _loss(
+    student: Head | Logits,
+    teacher: Head | Logits | TopK | Tensor | None,
     terms: Sequence[Term],
-    temperature: float,
-    cross_entropy: float,
-    has_teacher: bool,
-    has_targets: bool,
-) -> Mixture:
-    checks.mixture(terms, temperature, cross_entropy, has_teacher, has_targets)
-    return Mixture(tuple(terms), float(temperature), float(cross_entropy), has_targets)
+    targets: Tensor | None,
+    row_weights: Tensor | None,
+    options: Options,
+) -> MixtureOutput:
+    if teacher is not None and not isinstance(teacher, Head | Logits | TopK):
+        teacher = Logits(teacher)
+    # What happens here looks at values and at the machine; torch.compile sees it as one operator.
+    run = run_as_operator if torch.compiler.is_compiling() else run_job
+    loss, values = run(student, teacher, terms, targets, row_weights, options)
+    labels = [term.label for term in terms] + ([CROSS_ENTROPY] if targets is not None else [])
+    return MixtureOutput(loss, {label: values[k] for k, label in enumerate(labels)})
 
 
-def _given_teacher(
-    name: str, value: Tensor | Logits | TopK | None, terms: Sequence[Term], like: Tensor, classes: int
-) -> Logits | TopK | None:
-    if isinstance(value, TopK):
-        return checks.top_k(name, value, terms, like, classes)
-    return None if value is None else checks.logits(name, value, like)
-
-
-def _backend(name: str, terms: Sequence[Term], like: Tensor, teacher: Head | Logits | TopK | None) -> str:
-    """What "auto" comes to on this device; on a CPU it's left to the engine, which decides as it goes."""
-    checks.backend(name, terms, like)
-    if isinstance(teacher, TopK):
-        if name in ("inductor", "triton"):
-            raise ValueError(f"backend is {name!r}, which doesn't read a TopK teacher; use 'auto'")
-        return "torch"
-    if name == "auto" and like.is_cuda:
-        fusable = all(isinstance(term.divergence, WithTriton) for term in terms) and like.dtype != torch.float64
-        return "triton" if fusable and find_spec("triton") else "torch"
-    return name
-
-
-def _rows_that_count(
-    like: Tensor, classes: int, targets: Tensor | None, row_weights: Tensor | None, ignore_index: int
-) -> tuple[Tensor, Tensor | None]:
-    """Row weights ``[N]``, 0 where a row doesn't count, and the ids of the rows that do (None for all of them)."""
-    counts = torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
-    if targets is not None:
-        checks.targets(targets, like, classes, ignore_index)
-        counts &= targets != ignore_index
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    if row_weights is None:
-        weights = counts.to(dtype) / counts.sum().clamp(min=1)
-    else:
-        checks.row_weights(row_weights, like)
-        weights = row_weights.detach().to(dtype) * counts
-        counts = weights != 0
-    rows = counts.nonzero()[:, 0]
-    return weights, None if len(rows) == len(counts) else rows
-
-
-def _output(job: Job) -> MixtureOutput:
-    loss, values = job.run()
-    return MixtureOutput(loss, dict(zip(job.mixture.labels, values, strict=True)))
+def run_job(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Loss and values of what `prepare` takes."""
+    return prepare(*arguments).run()

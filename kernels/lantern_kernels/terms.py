@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import math
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 from lantern_kernels.divergences import FIRST_PARTY, General, Pointwise
 
 CROSS_ENTROPY = "cross_entropy"
 """The key of the cross entropy among the terms of a `MixtureOutput`; no term may take it as its label."""
+
+
+_PARAMETERS = {name: list(inspect.signature(cls).parameters) for name, cls in FIRST_PARTY.items()}
+
+# Terms whose divergence is an object, by their keys.
+_with_objects: WeakValueDictionary[str, Term] = WeakValueDictionary()
+_numbers = itertools.count()
 
 
 class Term:
@@ -25,6 +34,8 @@ class Term:
 
     Raises:
         ValueError: For an unknown name or parameter, a parameter out of its range, or a weight that isn't finite.
+
+    `key` spells the divergence in a string, which finds it again while this term lives (`from_key`).
     """
 
     def __init__(
@@ -40,6 +51,7 @@ class Term:
         self.divergence: Pointwise | General
         if isinstance(divergence, str):
             self.divergence = _first_party(divergence, parameters)
+            self.key = " ".join([divergence, *[f"{name}={value}" for name, value in parameters.items()]])
         elif parameters:
             raise ValueError(
                 f"{', '.join(parameters)}: parameters belong to a divergence given by name; "
@@ -47,6 +59,8 @@ class Term:
             )
         elif isinstance(divergence, (Pointwise, General)) and not isinstance(divergence, type):
             self.divergence = divergence
+            self.key = f"#{next(_numbers)}"
+            _with_objects[self.key] = self
         else:
             raise ValueError(
                 f"divergence is {divergence!r}; expected a name ({', '.join(FIRST_PARTY)}) or an object with `name` "
@@ -57,6 +71,14 @@ class Term:
 
     def __repr__(self) -> str:
         return f"Term({self.label!r}, weight={self.weight:g})"
+
+
+def from_key(key: str, weight: float, label: str) -> Term:
+    """The term whose `key` this is, with a weight and a label."""
+    if key in _with_objects:
+        return Term(_with_objects[key].divergence, weight, label=label)
+    name, *parameters = key.split(" ")
+    return Term(name, weight, label=label, **{k: float(v) for k, v in (pair.split("=") for pair in parameters)})
 
 
 def check_labels(terms: Sequence[Term]) -> None:
@@ -79,7 +101,7 @@ def _first_party(name: str, parameters: dict[str, float]) -> Pointwise:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"divergence is {name!r}; {hint}known names are {', '.join(FIRST_PARTY)}")
     cls = FIRST_PARTY[name]
-    accepted = list(inspect.signature(cls).parameters)
+    accepted = _PARAMETERS[name]
     if unknown := [key for key in parameters if key not in accepted]:
         takes = f"takes {', '.join(accepted)}" if accepted else "takes no parameters"
         raise ValueError(f"{unknown[0]}={parameters[unknown[0]]!r} is no parameter of {name}, which {takes}")

@@ -1,0 +1,105 @@
+"""From the arguments of a loss to a `Job`: every check, and what "auto" and the defaults come to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from lantern_kernels import checks
+from lantern_kernels.divergences import WithTriton
+from lantern_kernels.engine import Job
+from lantern_kernels.heads import Head, Logits, vocabulary
+from lantern_kernels.mixture import Mixture
+from lantern_kernels.terms import Term
+from lantern_kernels.top_k import TopK
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keywords of the public functions that are plain numbers and words."""
+
+    temperature: float
+    cross_entropy: float
+    ignore_index: int
+    backend: str
+    accurate: bool
+    in_place: bool = False
+    chunk_size: int | None = None
+    skip_below: float = 0.0
+
+
+def prepare(
+    student: Head | Logits,
+    teacher: Head | Logits | TopK | None,
+    terms: Sequence[Term],
+    targets: Tensor | None,
+    row_weights: Tensor | None,
+    options: Options,
+) -> Job:
+    """A job that can run. Raises ValueError naming the argument, its value and what was expected."""
+    if isinstance(student, Logits):
+        checks.logits("student_logits", student)
+        name, like = "teacher_logits", student.values
+    else:
+        checks.head("student", student)
+        name, like = "teacher", student.hidden
+    classes = vocabulary(student)
+    if isinstance(teacher, Head):
+        checks.head(name, teacher, like)
+    elif isinstance(teacher, TopK):
+        teacher = checks.top_k(name, teacher, terms, like, classes)
+    elif teacher is not None:
+        checks.logits(name, teacher, like)
+    checks.chunk_size(options.chunk_size)
+    checks.skip_below(options.skip_below)
+    checks.mixture(terms, options.temperature, options.cross_entropy, teacher is not None, targets is not None)
+    weights, rows = _rows_that_count(like, classes, targets, row_weights, options.ignore_index)
+    return Job(
+        student=student,
+        teacher=teacher,
+        mixture=Mixture(tuple(terms), float(options.temperature), float(options.cross_entropy), targets is not None),
+        targets=targets,
+        weights=weights,
+        rows=rows,
+        chunk_size=options.chunk_size,
+        backend=_backend(options.backend, terms, like, teacher),
+        accurate=options.accurate,
+        in_place=options.in_place,
+        skip_below=options.skip_below,
+    )
+
+
+def _backend(name: str, terms: Sequence[Term], like: Tensor, teacher: Head | Logits | TopK | None) -> str:
+    """What "auto" comes to on this device; on a CPU it's left to the engine, which decides as it goes."""
+    checks.backend(name, terms, like)
+    if isinstance(teacher, TopK):
+        if name in ("inductor", "triton"):
+            raise ValueError(f"backend is {name!r}, which doesn't read a TopK teacher; use 'auto'")
+        return "torch"
+    if name == "auto" and like.is_cuda:
+        fusable = all(isinstance(term.divergence, WithTriton) for term in terms) and like.dtype != torch.float64
+        return "triton" if fusable and find_spec("triton") else "torch"
+    return name
+
+
+def _rows_that_count(
+    like: Tensor, classes: int, targets: Tensor | None, row_weights: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor | None]:
+    """Row weights ``[N]``, 0 where a row doesn't count, and the ids of the rows that do (None for all of them)."""
+    counts = torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
+    if targets is not None:
+        checks.targets(targets, like, classes, ignore_index)
+        counts &= targets != ignore_index
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if row_weights is None:
+        weights = counts.to(dtype) / counts.sum().clamp(min=1)
+    else:
+        checks.row_weights(row_weights, like)
+        weights = row_weights.detach().to(dtype) * counts
+        counts = weights != 0
+    rows = counts.nonzero()[:, 0]
+    return weights, None if len(rows) == len(counts) else rows
