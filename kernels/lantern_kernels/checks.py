@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lantern_kernels.divergences import Pointwise, WithTriton
-from lantern_kernels.heads import Head, Logits
+from lantern_kernels.heads import Head, Logits, vocabulary
 from lantern_kernels.terms import Term, check_labels
 from lantern_kernels.top_k import TopK
 
@@ -168,6 +168,20 @@ def row_weights(value: Tensor, like: Tensor) -> None:
 def chunk_size(value: int | None) -> None:
     if value is not None and value < 1:
         raise ValueError(f"chunk_size is {value!r}; expected a number of rows, at least 1, or None")
+
+
+def sharded(terms: Sequence[Term], student: Head | Logits, teacher: Head | Logits | TopK | None, backend: str) -> None:
+    if general := [term.label for term in terms if not isinstance(term.divergence, Pointwise)]:
+        raise ValueError(f"process_group is given, but {general[0]!r} isn't pointwise; a sharded vocabulary needs that")
+    if isinstance(teacher, TopK):
+        raise ValueError("process_group is given, but the teacher is a TopK; give it logits or a head, sharded likewise")
+    if backend not in ("auto", "torch"):
+        raise ValueError(f"process_group is given, which backend {backend!r} doesn't take; use 'auto'")
+    if teacher is not None and vocabulary(teacher) != vocabulary(student):
+        raise ValueError(
+            f"process_group is given, and this rank has {vocabulary(student)} columns of the student and "
+            f"{vocabulary(teacher)} of the teacher; expected as many: pad the smaller vocabulary with -inf"
+        )
 
 
 def skip_below(value: float) -> None:

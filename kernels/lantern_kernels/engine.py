@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -132,7 +133,11 @@ def walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor 
                 largest = weights[rows].abs().max() if job.skip_below else None
                 student.take(rows, logits, None if largest is None else job.skip_below * largest)
         loss = (weights.new_tensor(mixture.factors) @ values) @ weights
-        return loss, values, student.gradients()
+        gradients = student.gradients()
+        if mixture.group is not None and isinstance(job.student, Head) and gradients[0] is not None:
+            # Every rank has its columns' part of it.
+            dist.all_reduce(gradients[0], group=mixture.group)
+        return loss, values, gradients
 
 
 def _chunk_rows(job: Job, columns: int) -> int:

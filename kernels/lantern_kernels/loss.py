@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lantern_kernels.heads import Head, Logits
@@ -37,6 +38,7 @@ def mixture_loss(
     backend: str = "auto",
     accurate: bool = False,
     in_place: bool = False,
+    process_group: dist.ProcessGroup | None = None,
 ) -> MixtureOutput:
     """A mixture of divergences between two models' next-token distributions, plus cross entropy, from their logits.
 
@@ -68,6 +70,11 @@ def mixture_loss(
             don't suffer. On a CPU it costs arithmetic in float64.
         in_place: Whether the backward may write the gradient over the student's logits, to spare their size in memory.
             The ``triton`` backend makes use of it. Nobody else may need the logits then.
+        process_group: The ranks over which the vocabulary is sharded: each has all N rows and an equal share of the
+            columns, in the order of the ranks, of student and teacher alike; targets are ids in the whole vocabulary.
+            Every rank gets the same loss, and the gradient of its own columns (of hidden states: the whole). Per chunk
+            of rows there is one all-gather of scalars, and one all-reduce if there are other terms than KL and reverse
+            KL. Runs on the ``torch`` backend.
 
     Returns:
         The loss, differentiable once in `student_logits`, and the terms' values per row. The cross entropy is among
@@ -78,7 +85,7 @@ def mixture_loss(
         ValueError: Before any work, naming the argument, its value and what was expected.
     """
     student = student_logits if isinstance(student_logits, Logits) else Logits(student_logits)
-    options = Options(temperature, cross_entropy, ignore_index, backend, accurate, in_place)
+    options = Options(temperature, cross_entropy, ignore_index, backend, accurate, in_place, process_group=process_group)
     return _loss(student, teacher_logits, terms, targets, row_weights, options)
 
 
@@ -96,6 +103,7 @@ def linear_mixture_loss(
     accurate: bool = False,
     chunk_size: int | None = None,
     skip_below: float = 0.0,
+    process_group: dist.ProcessGroup | None = None,
 ) -> MixtureOutput:
     """`mixture_loss` of logits that are projected by chunks of rows and never exist in full.
 
@@ -125,7 +133,14 @@ def linear_mixture_loss(
         ValueError: Before any work, naming the argument, its value and what was expected.
     """
     options = Options(
-        temperature, cross_entropy, ignore_index, backend, accurate, chunk_size=chunk_size, skip_below=skip_below
+        temperature,
+        cross_entropy,
+        ignore_index,
+        backend,
+        accurate,
+        chunk_size=chunk_size,
+        skip_below=skip_below,
+        process_group=process_group,
     )
     return _loss(student, teacher, terms, targets, row_weights, options)
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lantern_kernels.divergences import LOG_FLOOR, General, Pointwise
+from lantern_kernels.sharded import sharded_rows
 from lantern_kernels.terms import CROSS_ENTROPY, Term
 from lantern_kernels.top_k import TopK, top_k_rows
 
@@ -26,6 +28,8 @@ class Mixture:
     temperature: float
     cross_entropy: float
     with_targets: bool
+    group: dist.ProcessGroup | None = None
+    """Over which the vocabulary is sharded, if it is."""
 
     @cached_property
     def labels(self) -> list[str]:
@@ -67,6 +71,11 @@ class Mixture:
             found, towards = pointwise_rows([], student, None, targets, factors[len(pointwise) :], 1.0, with_gradient)
             values += found
             gradient = towards if gradient is None else gradient if towards is None else gradient.add_(towards)
+            return torch.stack(values), gradient
+        if self.group is not None:
+            values, gradient = sharded_rows(
+                pointwise, student, teacher, targets, factors, self.temperature, with_gradient, self.group
+            )
             return torch.stack(values), gradient
         values, gradient = pointwise_rows(pointwise, student, teacher, targets, factors, self.temperature, with_gradient)
         for k, divergence in general.items():

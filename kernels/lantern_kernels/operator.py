@@ -28,6 +28,8 @@ def run_as_operator(
     options: Options,
 ) -> tuple[Tensor, Tensor]:
     """Loss and values ``[K, N]``. A term around an object must have been made outside the compiled function."""
+    if options.process_group is not None:
+        raise ValueError("process_group can't be given under torch.compile; call the loss under torch.compiler.disable")
     tensors = _padded(tensors_of(student))
     t_tensors = [teacher.ids, teacher.log_probs, teacher.tail_log_mass] if isinstance(teacher, TopK) else tensors_of(teacher)
     loss, values, *_ = torch.ops.lantern_kernels.loss(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lantern_kernels import checks
@@ -30,6 +31,7 @@ class Options:
     in_place: bool = False
     chunk_size: int | None = None
     skip_below: float = 0.0
+    process_group: dist.ProcessGroup | None = None
 
 
 def prepare(
@@ -57,16 +59,20 @@ def prepare(
     checks.chunk_size(options.chunk_size)
     checks.skip_below(options.skip_below)
     checks.mixture(terms, options.temperature, options.cross_entropy, teacher is not None, targets is not None)
+    group = options.process_group
+    if group is not None:
+        checks.sharded(terms, student, teacher, options.backend)
+        classes *= dist.get_world_size(group)
     weights, rows = _rows_that_count(like, classes, targets, row_weights, options.ignore_index)
     return Job(
         student=student,
         teacher=teacher,
-        mixture=Mixture(tuple(terms), float(options.temperature), float(options.cross_entropy), targets is not None),
+        mixture=Mixture(tuple(terms), float(options.temperature), float(options.cross_entropy), targets is not None, group),
         targets=targets,
         weights=weights,
         rows=rows,
         chunk_size=options.chunk_size,
-        backend=_backend(options.backend, terms, like, teacher),
+        backend="torch" if group is not None else _backend(options.backend, terms, like, teacher),
         accurate=options.accurate,
         in_place=options.in_place,
         skip_below=options.skip_below,

@@ -1,0 +1,155 @@
+"""A vocabulary that is sharded over 2 and 4 processes, which talk by gloo: the same loss as one process has."""
+
+import socket
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lantern_kernels import Head, Logits, Term, TopK, linear_mixture_loss, mixture_loss
+from naive import MIXTURES
+
+N, V, D = 7, 48, 6
+ONE_EXCHANGE = {"kl": MIXTURES["kl"], "both": [Term("kl", 0.3), Term("reverse_kl", 0.7)]}
+
+
+def tensors(excluded=False):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher, hidden, weight, t_hidden, t_weight, bias = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((N, V), (N, V), (N, D), (V, D), (N, D + 1), (V, D + 1), (V,))
+    )
+    if excluded:
+        student[:, 5] = teacher[:, 9:14] = -torch.inf
+        teacher[:, :12] = -torch.inf  # with four ranks, all that the first one has
+    return 3 * student, 3 * teacher, hidden, weight, t_hidden, t_weight, bias
+
+
+def share(tensor, dim, rank, ranks):
+    return tensor.chunk(ranks, dim)[rank]
+
+
+def compare(got, wanted):
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
+
+
+def logits_agree(rank, ranks, terms, excluded, **keywords):
+    student, teacher = tensors(excluded)[:2]
+    whole, mine = student.clone().requires_grad_(), share(student, 1, rank, ranks).clone().requires_grad_()
+    expected = mixture_loss(whole, teacher, terms, **keywords)
+    output = mixture_loss(mine, share(teacher, 1, rank, ranks), terms, process_group=dist.group.WORLD, **keywords)
+    compare(output, expected)
+    wanted = torch.autograd.grad(expected.loss, whole)[0]
+    compare(torch.autograd.grad(output.loss, mine)[0], share(wanted, 1, rank, ranks))
+
+
+def heads_agree(rank, ranks, terms, **keywords):
+    _, _, hidden, weight, t_hidden, t_weight, bias = tensors()
+    whole = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
+    mine = [hidden.clone().requires_grad_(), *(share(x, 0, rank, ranks).clone().requires_grad_() for x in (weight, bias))]
+    expected = linear_mixture_loss(Head(*whole, 4.0, 0.5), Head(t_hidden, t_weight), terms, **keywords)
+    teacher = Head(t_hidden, share(t_weight, 0, rank, ranks))
+    output = linear_mixture_loss(Head(*mine, 4.0, 0.5), teacher, terms, process_group=dist.group.WORLD, **keywords)
+    compare(output, expected)
+    wanted = torch.autograd.grad(expected.loss, whole)
+    got = torch.autograd.grad(output.loss, mine)
+    compare(got, (wanted[0], *(share(gradient, 0, rank, ranks) for gradient in wanted[1:])))
+
+
+def count_exchanges(rank, ranks, terms):
+    counts = {"all_gather": 0, "all_reduce": 0}
+    originals = {name: getattr(dist, name) for name in counts}
+
+    def counted(name):
+        def call(*arguments, **keywords):
+            counts[name] += 1
+            return originals[name](*arguments, **keywords)
+
+        return call
+
+    student, teacher = (share(tensor, 1, rank, ranks) for tensor in tensors()[:2])
+    for name in counts:
+        setattr(dist, name, counted(name))
+    try:
+        mixture_loss(student.clone().requires_grad_(), teacher, terms, process_group=dist.group.WORLD)
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    return counts
+
+
+def every_check(rank, ranks):
+    targets = torch.tensor([0, 47, -100, 12, 23, 24, 36])
+    for terms in (*MIXTURES.values(), *ONE_EXCHANGE.values()):
+        for temperature in (1.0, 2.0):
+            for excluded in (False, True):
+                logits_agree(rank, ranks, terms, excluded, temperature=temperature)
+            keywords = {"temperature": temperature, "targets": targets, "cross_entropy": 0.4}
+            logits_agree(rank, ranks, terms, False, row_weights=torch.linspace(0, 1, N), **keywords)
+            heads_agree(rank, ranks, terms, chunk_size=3, **keywords)
+    plain = {"targets": targets, "cross_entropy": 1.0}
+    student = share(tensors()[0], 1, rank, ranks)
+    expected = mixture_loss(tensors()[0], None, [], **plain)
+    compare(mixture_loss(student, None, [], process_group=dist.group.WORLD, **plain), expected)
+    for terms in ONE_EXCHANGE.values():
+        assert count_exchanges(rank, ranks, terms) == {"all_gather": 1, "all_reduce": 0}
+    assert count_exchanges(rank, ranks, MIXTURES["all"]) == {"all_gather": 1, "all_reduce": 1}
+
+
+def in_a_process(rank, ranks, port, failures):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    try:
+        every_check(rank, ranks)
+    except BaseException:
+        failures.put(traceback.format_exc())
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_it_is_the_loss_of_one_process(ranks):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    failures = mp.get_context("spawn").SimpleQueue()
+    try:
+        mp.spawn(in_a_process, (ranks, port, failures), nprocs=ranks)
+    except Exception:
+        pytest.fail("\n".join(failures.get() for _ in range(not failures.empty())) or "a process died")
+
+
+@pytest.fixture
+def group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_one_rank_alone(group):
+    logits_agree(0, 1, MIXTURES["all"], False, temperature=2.0)
+    heads_agree(0, 1, ONE_EXCHANGE["both"])
+
+
+class Square:
+    name = "square"
+
+    def __call__(self, student_logits, teacher_logits):
+        return (student_logits - teacher_logits).square().sum(-1)
+
+
+def test_refusals(group):
+    student, teacher = tensors()[:2]
+    top_k = TopK(torch.zeros(N, 1).long(), torch.zeros(N, 1), torch.full((N,), -torch.inf))
+    for expected, given, terms, keywords in (
+        ("'square' isn't pointwise", teacher, [Term(Square())], {}),
+        ("the teacher is a TopK", top_k, [Term("kl")], {}),
+        ("which backend 'inductor' doesn't take", teacher, [Term("kl")], {"backend": "inductor"}),
+        ("has 48 columns of the student and 40 of the teacher", Logits(teacher[:, :40]), [Term("kl")], {}),
+        ("targets[0] is 48; expected 0 to 47", teacher, [], {"targets": torch.full((N,), V), "cross_entropy": 1.0}),
+    ):
+        with pytest.raises(ValueError) as refused:  # noqa: PT011
+            mixture_loss(student, given, terms, process_group=group, **keywords)
+        assert expected in str(refused.value)
