@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from lantern_kernels import Head, Term, heads, linear_mixture_loss
-from lantern_kernels.bench import machine
+from lantern_kernels.bench.measure import machine
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -14,14 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import block_skipping
 import training_step
-from lantern_kernels import bench
+from lantern_kernels.bench import linear, logits
 
 REPOSITORY = Path(__file__).parent.parent.parent
 RESULTS = REPOSITORY / "kernels" / "results"
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "training_step_cpu": training_step.table,
-    "linear_loss_cpu": bench.table,
+    "losses_cpu": lambda report: f"{linear.table(report['linear'])}\n\n{logits.table(report['logits'])}",
+    "block_skipping_cpu": block_skipping.table,
 }
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

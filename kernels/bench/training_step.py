@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lantern_kernels.bench import machine
+from lantern_kernels.bench.measure import machine
 
 MODEL = "embedded:smollm2-135m"
 LAYERS, BATCH, PROMPT, COMPLETION = 10, 2, 448, 64
@@ -125,6 +125,7 @@ def work(name: str, pipe: Any) -> None:
 def lantern_step(ids: Any) -> Any:
     """A step of DecoderStudent on a batch as its own featurizer makes it, without the Trainer around it."""
     import torch
+    from lantern_kernels import chunk
 
     from lantern_pl.data.featurize import DecoderBatch
     from lantern_pl.depth_pruning import DepthPruning
@@ -134,6 +135,7 @@ def lantern_step(ids: Any) -> Any:
     from lantern_pl.students import DecoderStudent
     from lantern_pl.teachers.local_model import HFTeacher
 
+    chunk._LOGITS_BEFORE_COMPILING = 0  # as it is after the first steps of a run
     student = DecoderStudent(
         MODEL,
         layers=DepthPruning(LAYERS),

@@ -103,7 +103,12 @@ def top_k(name: str, value: TopK, terms: Sequence[Term], like: Tensor, classes: 
 
 
 def _no_row(wrong: Tensor, message: Callable[[int], str]) -> None:
-    if wrong.any():
+    if wrong.is_cuda:
+        # To look at it here would mean to wait for the device at each step; so the device looks, and stops.
+        torch._assert_async(
+            ~wrong.any(), "a target, a row weight or a top-k token is out of range; run on a CPU to see which"
+        )
+    elif wrong.any():
         raise ValueError(message(int(wrong.nonzero()[0, 0])))
 
 
@@ -147,22 +152,17 @@ def targets(value: Tensor, like: Tensor, classes: int, ignore_index: int) -> Non
             f"targets has shape {list(value.shape)} and dtype {value.dtype}; expected integers of shape [{like.shape[0]}]"
         )
     _same_device("targets", value, like)
+    expected = f"expected 0 to {classes - 1}, the student's vocabulary, or ignore_index ({ignore_index})"
     wrong = ((value < 0) | (value >= classes)) & (value != ignore_index)
-    if wrong.any():
-        row = int(wrong.nonzero()[0, 0])
-        raise ValueError(
-            f"targets[{row}] is {int(value[row])}; expected 0 to {classes - 1}, the student's vocabulary, "
-            f"or ignore_index ({ignore_index})"
-        )
+    _no_row(wrong, lambda row: f"targets[{row}] is {int(value[row])}; {expected}")
 
 
 def row_weights(value: Tensor, like: Tensor) -> None:
     if value.shape != like.shape[:1]:
         raise ValueError(f"row_weights has shape {list(value.shape)}; expected [{like.shape[0]}], one weight per row")
     _same_device("row_weights", value, like)
-    if not value.isfinite().all():
-        row = int((~value.isfinite()).nonzero()[0, 0])
-        raise ValueError(f"row_weights[{row}] is {float(value[row])}; expected finite weights, 0 to leave a row out")
+    expected = "expected finite weights, 0 to leave a row out"
+    _no_row(~value.isfinite(), lambda row: f"row_weights[{row}] is {float(value[row])}; {expected}")
 
 
 def chunk_size(value: int | None) -> None:

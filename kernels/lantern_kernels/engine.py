@@ -30,7 +30,7 @@ class Job:
     """A call with arguments that have been checked.
 
     `weights` are the row weights ``[N]``, in the dtype of the computation, 0 where a row doesn't count; `rows` are
-    the ids of the rows that do, None for all of them.
+    the ids of the rows to read, None for all of them (the kernels of the "triton" backend see for themselves).
     """
 
     student: Head | Logits
@@ -110,7 +110,9 @@ def walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor 
     chunk_rows = _chunk_rows(job, columns)
     values = weights.new_zeros(len(mixture.labels), len(weights))
     with torch.no_grad(), torch.autocast(weights.device.type, enabled=False):
-        student = open_side(job.student, weights.dtype, chunk_rows, columns, wanted)
+        student = open_side(
+            job.student, weights.dtype, chunk_rows, columns, wanted, weights if job.backend == "triton" else None
+        )
         teacher = None if teacher_source is None else open_teacher(teacher_source, weights.dtype, chunk_rows, columns)
         work = on_chunk(
             mixture,

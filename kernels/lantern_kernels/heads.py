@@ -111,8 +111,12 @@ class _ProjectedSide:
     dtype is converted, once, and its copy held as long as the loss is being computed.
     """
 
-    def __init__(self, head: Head, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool]):
+    def __init__(
+        self, head: Head, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool], weights: Tensor | None
+    ):
         self._head = head
+        # A row that doesn't count may hold a NaN, which no gradient of 0 would keep out of a sum over rows.
+        self._hidden = head.hidden if weights is None else head.hidden.masked_fill((weights == 0)[:, None], 0.0)
         self._weight = head.weight.to(dtype)
         self._bias = None if head.bias is None else head.bias.to(dtype)
         self._buffer = self._weight.new_empty(chunk_rows, columns)
@@ -123,7 +127,7 @@ class _ProjectedSide:
         self._started = False
 
     def read(self, rows: Rows) -> Tensor:
-        hidden = self._head.hidden[rows].to(self._weight.dtype)
+        hidden = self._hidden[rows].to(self._weight.dtype)
         chunk = self._buffer[: len(hidden)]
         logits, absent = chunk[:, : len(self._weight)], chunk[:, len(self._weight) :]
         absent.fill_(-math.inf)
@@ -137,7 +141,7 @@ class _ProjectedSide:
         gradient = gradient[:, : len(self._weight)]
         if self._bias_gradient is not None:
             self._bias_gradient.add_(gradient.sum(0))
-        hidden = self._head.hidden[rows].to(gradient.dtype)
+        hidden = self._hidden[rows].to(gradient.dtype)
         columns = None if negligible is None else _columns_above(gradient, negligible)
         weight = self._weight
         if columns is not None:
@@ -210,13 +214,21 @@ def open_teacher(source: Head | Logits | TopK, dtype: torch.dtype, chunk_rows: i
 
 
 def open_side(
-    source: Head | Logits, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool] | None = None
+    source: Head | Logits,
+    dtype: torch.dtype,
+    chunk_rows: int,
+    columns: int,
+    wanted: Sequence[bool] | None = None,
+    weights: Tensor | None = None,
 ) -> Side:
-    """Ready a side to be read by chunks of at most `chunk_rows`, gathering gradients of its tensors where `wanted`."""
+    """Ready a side to be read by chunks of at most `chunk_rows`, gathering gradients of its tensors where `wanted`.
+
+    With row weights given, the rows of weight 0 are kept from reaching the others.
+    """
     if wanted is None:
         wanted = [False] * len(tensors_of(source))
     if isinstance(source, Head):
-        return _ProjectedSide(source, dtype, chunk_rows, columns, wanted)
+        return _ProjectedSide(source, dtype, chunk_rows, columns, wanted, weights)
     return _GivenSide(source, dtype, chunk_rows, columns, wanted)
 
 

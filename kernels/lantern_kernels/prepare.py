@@ -63,16 +63,17 @@ def prepare(
     if group is not None:
         checks.sharded(terms, student, teacher, options.backend)
         classes *= dist.get_world_size(group)
-    weights, rows = _rows_that_count(like, classes, targets, row_weights, options.ignore_index)
+    backend = "torch" if group is not None else _backend(options.backend, terms, like, teacher)
+    weights = _weights(like, classes, targets, row_weights, options.ignore_index)
     return Job(
         student=student,
         teacher=teacher,
         mixture=Mixture(tuple(terms), float(options.temperature), float(options.cross_entropy), targets is not None, group),
         targets=targets,
         weights=weights,
-        rows=rows,
+        rows=None if backend == "triton" else _rows_that_count(weights),
         chunk_size=options.chunk_size,
-        backend="torch" if group is not None else _backend(options.backend, terms, like, teacher),
+        backend=backend,
         accurate=options.accurate,
         in_place=options.in_place,
         skip_below=options.skip_below,
@@ -92,20 +93,20 @@ def _backend(name: str, terms: Sequence[Term], like: Tensor, teacher: Head | Log
     return name
 
 
-def _rows_that_count(
-    like: Tensor, classes: int, targets: Tensor | None, row_weights: Tensor | None, ignore_index: int
-) -> tuple[Tensor, Tensor | None]:
-    """Row weights ``[N]``, 0 where a row doesn't count, and the ids of the rows that do (None for all of them)."""
+def _weights(like: Tensor, classes: int, targets: Tensor | None, row_weights: Tensor | None, ignore_index: int) -> Tensor:
+    """Row weights ``[N]``, 0 where a row doesn't count."""
     counts = torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
     if targets is not None:
         checks.targets(targets, like, classes, ignore_index)
         counts &= targets != ignore_index
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if row_weights is None:
-        weights = counts.to(dtype) / counts.sum().clamp(min=1)
-    else:
-        checks.row_weights(row_weights, like)
-        weights = row_weights.detach().to(dtype) * counts
-        counts = weights != 0
-    rows = counts.nonzero()[:, 0]
-    return weights, None if len(rows) == len(counts) else rows
+        return counts.to(dtype) / counts.sum().clamp(min=1)
+    checks.row_weights(row_weights, like)
+    return row_weights.detach().to(dtype) * counts
+
+
+def _rows_that_count(weights: Tensor) -> Tensor | None:
+    """Ids of the rows to read; None for all of them. On a GPU this waits for the device, so the kernels do without."""
+    rows = weights.nonzero()[:, 0]
+    return None if len(rows) == len(weights) else rows

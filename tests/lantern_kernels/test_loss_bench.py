@@ -2,31 +2,48 @@
 
 import json
 import platform
+import sys
 
 import pytest
-from lantern_kernels import bench
+import torch
+from lantern_kernels.bench import linear, logits
+from lantern_kernels.bench.__main__ import main
 
 
-@pytest.fixture
-def report(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "QUICK", bench.Setting(rows=8, vocabulary=60, hidden=6, chunk=4))
-    monkeypatch.setattr(bench, "IMPLEMENTATIONS", {k: v for k, v in bench.IMPLEMENTATIONS.items() if "trl" not in k})
-    path = tmp_path / "new" / "report.json"
-    assert bench.main(["--quick", "--rounds", "2", "--json", str(path)]) == 0
-    assert "| js | lantern |" in capsys.readouterr().out
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(linear.QUICK, "cpu", linear.Setting(rows=8, vocabulary=60, hidden=6, chunk=4))
+        monkeypatch.setitem(logits.QUICK, "cpu", logits.Setting(rows=8, vocabulary=60, dtype="float32"))
+        monkeypatch.setattr(linear, "IMPLEMENTATIONS", {k: v for k, v in linear.IMPLEMENTATIONS.items() if "trl" not in k})
+        path = tmp_path_factory.mktemp("bench") / "new" / "report.json"
+        assert main(["--quick", "--rounds", "2", "--json", str(path)]) == 0
     return json.loads(path.read_text())
 
 
 def test_every_case_is_measured_against_the_products_alone(report):
-    assert {row["case"] for row in report["results"]} == set(bench.CASES)
-    for row in report["results"]:
+    assert {row["case"] for row in report["linear"]["results"]} == set(linear.CASES)
+    for row in report["linear"]["results"]:
         assert row["seconds"] > 0
         assert (row["of_gemms"] == 1) == (row["implementation"] == "gemms")
 
 
 def test_the_compared_losses_are_the_same_loss(report):
-    errors = {(row["case"], row["implementation"]): row["gradient_error"] for row in report["results"]}
-    assert all(errors[case, name] < 1e-4 for case in bench.CASES for name in ("lantern", "naive"))
+    errors = {(row["case"], row["implementation"]): row["gradient_error"] for row in report["linear"]["results"]}
+    assert all(errors[case, name] < 1e-4 for case in linear.CASES for name in ("lantern", "naive"))
+
+
+def test_logits_are_measured_against_a_copy(report):
+    results = report["logits"]["results"]
+    assert {row["case"] for row in results} == set(logits.CASES)
+    assert all(row["gradient_error"] < 1e-4 for row in results if row["implementation"] != "copy")
+    assert all(row["share_of_copy_rate"] > 0 for row in results if row["implementation"] == "lantern")
+
+
+def test_the_tables_hold_every_result(report):
+    for section in (linear, logits):
+        results = report[section.__name__.rpartition(".")[2]]
+        assert len(section.table(results).splitlines()) == 2 + len(results["results"])
 
 
 def test_the_record_names_no_host_and_no_path(report):
@@ -37,10 +54,10 @@ def test_the_record_names_no_host_and_no_path(report):
 
 
 def test_memory_growth_is_measured_in_megabytes(monkeypatch):
-    if bench.sys.platform != "linux":
+    if sys.platform != "linux":
         pytest.skip("the peak of resident memory can be reset on Linux only")
     # Large enough that the allocator takes the gradient from the system, whatever this process freed before.
-    setting = bench.Setting(rows=8, vocabulary=150_000, hidden=64, chunk=8)
-    growth = bench.memory_growth(setting, "kl", "lantern")
+    setting = linear.Setting(rows=8, vocabulary=150_000, hidden=64, chunk=8)
+    growth = linear.memory_growth(setting, torch.device("cpu"), "kl", "lantern")
     gradient_mb = 150_000 * 64 * 4 / 1e6
     assert 0.8 * gradient_mb < growth < 3 * gradient_mb

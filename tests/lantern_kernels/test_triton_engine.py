@@ -180,6 +180,22 @@ def test_linear(teacher_columns, frozen):
         assert (one - other).abs().max() <= 2e-5 * other.abs().max()
 
 
+def test_linear_keeps_rows_that_do_not_count_from_the_others():
+    hidden, weight = logits(4, 6, seed=2, spread=1.0), logits(50, 6, seed=3, spread=1.0).requires_grad_()
+    hidden[1], hidden[2] = torch.nan, torch.inf
+    hidden.requires_grad_()
+    teacher = Head(logits(4, 5, seed=4), logits(50, 5, seed=5))
+    weights, rows = torch.tensor([0.5, 0.0, 0.0, 0.5]), [0, 3]
+    ours = linear_mixture_loss(
+        Head(hidden, weight), teacher, MIXTURES["all"], row_weights=weights, chunk_size=3, backend="triton"
+    )
+    chosen = Head(teacher.hidden[rows], teacher.weight)
+    expected = linear_mixture_loss(Head(hidden[rows], weight), chosen, MIXTURES["all"], backend="torch")
+    torch.testing.assert_close(ours.loss, expected.loss)
+    got, wanted = (torch.autograd.grad(loss, (hidden, weight)) for loss in (ours.loss, expected.loss))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
 def near_convergence(columns=5000, spread=1e-3):
     teacher = logits(2, columns)
     return teacher + spread * logits(2, columns, seed=1, spread=1.0), teacher

@@ -1,42 +1,23 @@
-"""What the linear loss costs: against its own matrix products, naive torch on full logits, and TRL where installed.
-
-    python -m lantern_kernels.bench [--quick] [--rounds 7] [--json PATH]
-
-One run makes a forward and a backward of every implementation in turn, round after round, so that whatever else a
-machine does harms all of them alike. Reported are medians over the rounds, the largest error of a gradient against
-float64 on a few rows, and the growth of the peak memory in a process of its own (Linux only; the returned gradients are
-part of it).
-
-- gemms: the four matrix products of a linear loss and nothing else, in chunks of 256 rows. The floor.
-- lantern: `linear_mixture_loss` as it is once its tile is compiled; `lantern eager` is without a C++ compiler.
-- naive: full logits, log-softmaxes and `torch.nn.functional.kl_div`, differentiated by autograd.
-- trl gkd: `GKDTrainer.generalized_jsd_loss` on full logits.
-- trl chunked: TRL's `ChunkedDivergenceFunction`.
-"""
+"""The loss from hidden states and output embeddings: against its own matrix products, and against TRL."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import multiprocessing
-import os
-import platform
 import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from lantern_kernels import Head, Term, linear_mixture_loss
+from lantern_kernels.bench.measure import cpu_memory_growth, gpu_memory_growth, in_a_process, in_turns
+from lantern_kernels.heads import Head
+from lantern_kernels.loss import linear_mixture_loss
+from lantern_kernels.terms import Term
 
 ROWS_OF_THE_ERROR_CHECK = 16
 
@@ -51,7 +32,11 @@ class Setting:
     chunk: int = 256
 
 
-QUICK = Setting(rows=64, vocabulary=8_192, hidden=128, chunk=32)
+SETTINGS = {"cpu": Setting(), "cuda": Setting(rows=8192, vocabulary=151_936, hidden=2048, chunk=1024)}
+QUICK = {
+    "cpu": Setting(rows=64, vocabulary=8_192, hidden=128, chunk=32),
+    "cuda": Setting(rows=1024, vocabulary=32_768, hidden=512, chunk=512),
+}
 
 
 @dataclass(frozen=True)
@@ -74,16 +59,16 @@ CASES = {
 class Problem:
     """Random heads of a student and of a teacher that is close to it, and targets."""
 
-    def __init__(self, setting: Setting, rows: int | None = None, dtype: torch.dtype = torch.float32):
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, setting: Setting, device: torch.device, rows: int | None = None, dtype: torch.dtype = torch.float32):
+        generator = torch.Generator(device).manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator)
+            return torch.randn(*shape, generator=generator, device=device)
 
         V, d = setting.vocabulary, setting.hidden
         hidden, weight = normal(setting.rows, d), normal(V, d) * (3 / math.sqrt(d))
         self.chunk = setting.chunk
-        self.targets = torch.randint(0, V, (setting.rows,), generator=generator)[:rows]
+        self.targets = torch.randint(0, V, (setting.rows,), generator=generator, device=device)[:rows]
         self.teacher_hidden = (hidden + 0.5 * normal(setting.rows, d))[:rows].to(dtype)
         self.teacher_weight = (weight + 0.1 * normal(V, d) / math.sqrt(d)).to(dtype)
         self.hidden = hidden[:rows].to(dtype).requires_grad_()
@@ -110,14 +95,14 @@ def gemms(problem: Problem, case: Case) -> None:
         weight_gradient.addmm_(student.t(), hidden[rows])
 
 
-def lantern(problem: Problem, case: Case, backend: str = "inductor") -> Tensor:
+def lantern(problem: Problem, case: Case, backend: str | None = None) -> Tensor:
     return linear_mixture_loss(
         Head(problem.hidden, problem.weight),
         Head(problem.teacher_hidden, problem.teacher_weight),
         case.terms,
         targets=problem.targets if case.cross_entropy else None,
         cross_entropy=case.cross_entropy,
-        backend=backend,
+        backend=backend or ("triton" if problem.hidden.is_cuda else "inductor"),
     ).loss
 
 
@@ -175,17 +160,13 @@ IMPLEMENTATIONS: dict[str, Callable[[Problem, Case], Tensor | None]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small problem, and no memory: to see that it runs")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds, after one to warm up")
-    parser.add_argument("--json", type=Path, help="where to record the results")
-    arguments = parser.parse_args(argv)
-    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    setting = QUICK if arguments.quick else Setting()
+def measure(device: torch.device, rounds: int, quick: bool) -> dict[str, Any]:
+    """The section of the report."""
+    setting = (QUICK if quick else SETTINGS)[device.type]
+    problem = Problem(setting, device)
     runs = [(case, name) for case in CASES for name in IMPLEMENTATIONS if applies(name, CASES[case])]
-
-    seconds = time_in_turns(setting, runs, arguments.rounds)
+    calls = {(case, name): partial(problem.step, IMPLEMENTATIONS[name], CASES[case]) for case, name in runs}
+    seconds = in_turns(calls, rounds, device)
     results = []
     for case, name in runs:
         median, own, floor = (statistics.median(seconds[case, of]) for of in (name, "lantern", "gemms"))
@@ -196,95 +177,56 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "seconds": median,
                 "of_gemms": median / floor,
                 "of_lantern": median / own,
-                "memory_mb": None if arguments.quick else in_a_process(memory_growth, setting, case, name),
-                "gradient_error": None if name == "gemms" else gradient_error(setting, case, name),
+                "memory_mb": None if quick else memory_growth(setting, device, case, name),
+                "gradient_error": None if name == "gemms" else gradient_error(setting, device, case, name),
             }
         )
-    report = {
+    return {
         "what": "forward and backward of a linear distillation loss, float32",
         "setting": asdict(setting),
         "gradients_mb": (setting.rows + setting.vocabulary) * setting.hidden * 4 / 1e6,
-        "rounds": arguments.rounds,
-        "machine": machine(),
         "results": results,
     }
-    print(table(report))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
 
 
 def applies(name: str, case: Case) -> bool:
+    """Whether an implementation is here and has the case's divergence."""
     return not name.startswith("trl") or (case.trl_beta is not None and find_spec("trl") is not None)
 
 
-def time_in_turns(setting: Setting, runs: Sequence[tuple[str, str]], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each run in each round."""
-    problem = Problem(setting)
-    seconds: dict[tuple[str, str], list[float]] = {run: [] for run in runs}
-    for round_ in range(rounds + 1):
-        print(f"round {round_} of {rounds}", file=sys.stderr)
-        for case, name in runs:
-            start = time.perf_counter()
-            problem.step(IMPLEMENTATIONS[name], CASES[case])
-            if round_:
-                seconds[case, name].append(time.perf_counter() - start)
-    return seconds
-
-
-def gradient_error(setting: Setting, case: str, name: str) -> float:
+def gradient_error(setting: Setting, device: torch.device, case: str, name: str) -> float:
     """The largest error of a gradient against naive float64, relative to the largest entry of that gradient."""
-    exact, ours = (Problem(setting, ROWS_OF_THE_ERROR_CHECK, dtype) for dtype in (torch.float64, torch.float32))
+    rows = ROWS_OF_THE_ERROR_CHECK
+    exact, ours = (Problem(setting, device, rows, dtype) for dtype in (torch.float64, torch.float32))
     exact.step(naive, CASES[case])
     ours.step(IMPLEMENTATIONS[name], CASES[case])
     pairs = ((ours.hidden.grad, exact.hidden.grad), (ours.weight.grad, exact.weight.grad))
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs if a is not None and b is not None)
 
 
-def memory_growth(setting: Setting, case: str, name: str) -> float | None:
-    """MB by which one step raises the peak of this process's resident memory over what it holds with its inputs."""
-    if sys.platform != "linux":
-        return None
-    Problem(QUICK).step(IMPLEMENTATIONS[name], CASES[case])  # libraries load and start their threads here
-    problem = Problem(setting)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-    before = _status_mb("VmHWM")
-    problem.step(IMPLEMENTATIONS[name], CASES[case])
-    return _status_mb("VmHWM") - before
+def memory_growth(setting: Setting, device: torch.device, case: str, name: str) -> float | None:
+    """MB by which a step raises the peak of the memory over what its inputs take; the gradients are part of it."""
+    if device.type == "cuda":
+        return gpu_memory_growth(partial(Problem(setting, device).step, IMPLEMENTATIONS[name], CASES[case]))
+    growth: float | None = in_a_process(_memory_growth_here, setting, case, name)
+    return growth
 
 
-def _status_mb(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+def _memory_growth_here(setting: Setting, case: str, name: str) -> float | None:
+    device = torch.device("cpu")
+    # Libraries load, compile and start their threads here.
+    Problem(QUICK["cpu"], device).step(IMPLEMENTATIONS[name], CASES[case])
+    problem = Problem(setting, device)
+    return cpu_memory_growth(partial(problem.step, IMPLEMENTATIONS[name], CASES[case]))
 
 
-def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def machine() -> dict[str, Any]:
-    cpu = platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "trl"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "versions": versions}
-
-
-def table(report: dict[str, Any]) -> str:
+def table(section: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     lines = [
         "| case | implementation | seconds | of gemms | of lantern | memory growth, MB | gradient error |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in report["results"]:
+    for row in section["results"]:
         memory = "" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"
         error = "" if row["gradient_error"] is None else f"{row['gradient_error']:.1e}"
         lines.append(
@@ -292,7 +234,3 @@ def table(report: dict[str, Any]) -> str:
             f"| {row['of_lantern']:.2f} | {memory} | {error} |"
         )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

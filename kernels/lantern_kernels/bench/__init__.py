@@ -1,0 +1,1 @@
+"""What the losses cost, against the floor and against peers: ``python -m lantern_kernels.bench``."""

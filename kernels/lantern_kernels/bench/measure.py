@@ -1,0 +1,84 @@
+"""Clocks, memory, and what a record says of its machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+Label = TypeVar("Label")
+
+
+def in_turns(calls: Mapping[Label, Callable[[], Any]], rounds: int, device: torch.device) -> dict[Label, list[float]]:
+    """Seconds of each call in each round, after a round to warm up."""
+    seconds: dict[Label, list[float]] = {label: [] for label in calls}
+    for round_ in range(rounds + 1):
+        print(f"round {round_} of {rounds}", file=sys.stderr)
+        for label, call in calls.items():
+            synchronise(device)
+            start = time.perf_counter()
+            call()
+            synchronise(device)
+            if round_:
+                seconds[label].append(time.perf_counter() - start)
+    return seconds
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what the device still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def gpu_memory_growth(call: Callable[[], Any]) -> float:
+    """MB by which a call raises the peak of the allocated memory over what is held before it."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def cpu_memory_growth(call: Callable[[], Any]) -> float | None:
+    """MB by which a call raises the peak of this process's resident memory; None where that can't be measured."""
+    if sys.platform != "linux":
+        return None
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    before = _status_mb("VmHWM")
+    call()
+    return _status_mb("VmHWM") - before
+
+
+def _status_mb(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+
+
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns in a process of its own, where nothing was allocated before."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads and versions: nothing that tells one machine of a kind from another."""
+    cpu = platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "triton", "trl", "liger-kernel"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    found: dict[str, Any] = {"cpu": cpu, "threads": torch.get_num_threads(), "versions": versions}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
