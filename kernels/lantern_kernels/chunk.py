@@ -24,6 +24,7 @@ from lantern_kernels.top_k import TopK
 
 if TYPE_CHECKING:
     from lantern_kernels.gpu.launch import RowKernels
+    from lantern_kernels.gpu.top_k import TopKKernels
 
 _LOGITS_BEFORE_COMPILING = 1 << 28
 """A student's logits that a process sends through a mixture in eager mode first: ten seconds of work on two cores."""
@@ -111,7 +112,7 @@ def on_chunk(
             return eager(student, *rest)
 
     def fused(student: Tensor, teacher: Any, targets: Tensor | None, weights: Tensor) -> Tensor:
-        kernels = row_kernels(mixture, student_bend, teacher_bend, accurate)
+        kernels = row_kernels(mixture, student_bend, teacher_bend, accurate, isinstance(teacher, TopK))
         values, sums = kernels.sums(student, teacher, targets, weights)
         if with_gradient:
             kernels.gradient(student, teacher, targets, weights, sums, weights.new_ones(()), out=student)
@@ -128,11 +129,14 @@ def on_chunk(
     return compiled_if_possible if _seen[recipe] > _LOGITS_BEFORE_COMPILING else eager
 
 
-def row_kernels(mixture: Mixture, student_bend: Bend, teacher_bend: Bend, accurate: bool) -> RowKernels:
+def row_kernels(
+    mixture: Mixture, student_bend: Bend, teacher_bend: Bend, accurate: bool, top_k: bool
+) -> RowKernels | TopKKernels:
     """The Triton kernels for a mixture; Triton is imported here, so that the package needs torch alone."""
     from lantern_kernels.gpu.launch import RowKernels
+    from lantern_kernels.gpu.top_k import TopKKernels
 
-    return RowKernels(mixture, student_bend, teacher_bend, accurate)
+    return TopKKernels(mixture, student_bend) if top_k else RowKernels(mixture, student_bend, teacher_bend, accurate)
 
 
 def _recipe(mixture: Mixture, student_bend: Bend, teacher_bend: Bend, with_gradient: bool) -> _Recipe:

@@ -48,7 +48,7 @@ class Job:
     def run(self) -> tuple[Tensor, Tensor]:
         """The loss, differentiable in the student's tensors, and the values ``[len(mixture.labels), N]``."""
         student = tensors_of(self.student)
-        if self.backend == "triton" and isinstance(self.student, Logits) and not isinstance(self.teacher, Head | TopK):
+        if self.backend == "triton" and isinstance(self.student, Logits) and not isinstance(self.teacher, Head):
             return _Recomputed.apply(self, *student)
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in student):
             loss, values = _GradientInForward.apply(self, *student)
@@ -84,19 +84,20 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, job: Job, student: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(job.student, Logits)
-        assert job.teacher is None or isinstance(job.teacher, Logits)
-        teacher = None if job.teacher is None else job.teacher.values
-        kernels = row_kernels(job.mixture, bend_of(job.student), bend_of(job.teacher), job.accurate)
+        teacher: Any = job.teacher.values if isinstance(job.teacher, Logits) else job.teacher
+        top_k = isinstance(teacher, TopK)
+        kernels = row_kernels(job.mixture, bend_of(job.student), bend_of(job.teacher), job.accurate, top_k)
         values, sums = kernels.sums(student, teacher, job.targets, job.weights)
         ctx.kernels, ctx.in_place = kernels, job.in_place
-        ctx.save_for_backward(student, teacher, job.targets, job.weights, sums)
+        # What the gradient needs of a top-k teacher is among the sums.
+        ctx.save_for_backward(student, None if top_k else teacher, job.targets, job.weights, *sums)
         ctx.mark_non_differentiable(values)
         return (job.weights.new_tensor(job.mixture.factors) @ values) @ job.weights, values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, targets, weights, sums = ctx.saved_tensors
+        student, teacher, targets, weights, *sums = ctx.saved_tensors
         gradient = student.detach() if ctx.in_place else torch.empty_like(student)
         ctx.kernels.gradient(student, teacher, targets, weights, sums, upstream, out=gradient)
         return None, gradient

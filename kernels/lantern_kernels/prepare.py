@@ -82,14 +82,16 @@ def prepare(
 
 def _backend(name: str, terms: Sequence[Term], like: Tensor, teacher: Head | Logits | TopK | None) -> str:
     """What "auto" comes to on this device; on a CPU it's left to the engine, which decides as it goes."""
-    checks.backend(name, terms, like)
-    if isinstance(teacher, TopK):
-        if name in ("inductor", "triton"):
-            raise ValueError(f"backend is {name!r}, which doesn't read a TopK teacher; use 'auto'")
-        return "torch"
+    checks.backend(name, () if isinstance(teacher, TopK) else terms, like)
+    top_k = isinstance(teacher, TopK)
+    if top_k and name == "inductor":
+        raise ValueError(f"backend is {name!r}, which doesn't read a TopK teacher; use 'auto'")
     if name == "auto" and like.is_cuda:
-        fusable = all(isinstance(term.divergence, WithTriton) for term in terms) and like.dtype != torch.float64
-        return "triton" if fusable and find_spec("triton") else "torch"
+        # Against a top-k teacher the divergences themselves are torch's work, on k + 1 events.
+        fusable = top_k or all(isinstance(term.divergence, WithTriton) for term in terms)
+        return "triton" if fusable and like.dtype != torch.float64 and find_spec("triton") else "torch"
+    if name == "auto" and top_k:
+        return "torch"
     return name
 
 

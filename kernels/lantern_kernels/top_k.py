@@ -37,6 +37,35 @@ class TopK:
         return torch.cat([self.log_probs, self.tail_log_mass[:, None]], -1).to(dtype).clamp(min=LOG_FLOOR)
 
 
+@dataclass(frozen=True, eq=False)
+class Events:
+    """What follows from the student's log-probabilities of the events, ``[n, k + 1]``."""
+
+    values: list[Tensor]
+    """Per divergence ``[n]``."""
+    slopes: Tensor
+    """∂(loss of the divergences)/∂(log q) of each event, times 1/temperature; an event on the floor has none."""
+
+    @property
+    def total(self) -> Tensor:
+        """Σ slopes, ``[n, 1]``."""
+        return self.slopes.sum(-1, keepdim=True)
+
+
+def on_events(
+    divergences: Sequence[Pointwise], teacher: TopK, log_q: Tensor, factors: Sequence[float], temperature: float
+) -> Events:
+    """The divergences between the two distributions over the k + 1 events."""
+    log_p, log_q = teacher.events(log_q.dtype), log_q.clamp(min=LOG_FLOOR)
+    p, q = log_p.exp(), log_q.exp()
+    values, slopes = [], torch.zeros_like(q)
+    for k, divergence in enumerate(divergences):
+        value, slope = divergence.value_and_slope(log_p, log_q, p, q)
+        values.append(value.sum(-1))
+        slopes = slopes + slope * (factors[k] / temperature)
+    return Events(values, slopes.masked_fill(log_q <= LOG_FLOOR, 0.0))
+
+
 def top_k_rows(
     divergences: Sequence[Pointwise],
     student: Tensor,
@@ -52,20 +81,13 @@ def top_k_rows(
     """
     tempered = student if temperature == 1.0 else student / temperature
     total = tempered.logsumexp(-1, keepdim=True)
-    known = tempered.gather(-1, teacher.ids)
     # Not 1 − Σ q, which loses everything where the known tokens hold nearly all the mass.
     others = tempered.scatter(-1, teacher.ids, -torch.inf)
     tail = others.logsumexp(-1, keepdim=True)
-    log_p, log_q = teacher.events(student.dtype), (torch.cat([known, tail], -1) - total).clamp(min=LOG_FLOOR)
-    p, q = log_p.exp(), log_q.exp()
-    values, slopes = [], torch.zeros_like(q)
-    for k, divergence in enumerate(divergences):
-        value, slope = divergence.value_and_slope(log_p, log_q, p, q)
-        values.append(value.sum(-1))
-        slopes = slopes + slope * (factors[k] / temperature)
+    log_q = torch.cat([tempered.gather(-1, teacher.ids), tail], -1) - total
+    events = on_events(divergences, teacher, log_q, factors, temperature)
     if not with_gradient:
-        return values, None
-    slopes = slopes.masked_fill(log_q <= LOG_FLOOR, 0.0)
-    share = (others - tail.clamp(min=LOG_FLOOR)).exp().mul_(slopes[:, -1:])
-    share.scatter_(-1, teacher.ids, slopes[:, :-1])
-    return values, share.addcmul_((tempered - total).exp(), slopes.sum(-1, keepdim=True), value=-1.0)
+        return events.values, None
+    share = (others - tail.clamp(min=LOG_FLOOR)).exp().mul_(events.slopes[:, -1:])
+    share.scatter_(-1, teacher.ids, events.slopes[:, :-1])
+    return events.values, share.addcmul_((tempered - total).exp(), events.total, value=-1.0)

@@ -19,14 +19,15 @@ import triton.language as tl
 from lantern_kernels import JS, KL, TVD, ReverseKL
 from lantern_kernels.gpu.launch import BLOCK, KINDS, NUM_WARPS
 from lantern_kernels.gpu.rows import row_gradient, row_sums
+from lantern_kernels.gpu.top_k import tail_gradient, tail_sums
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 POINTERS = {
     "S": "*bf16", "T": "*bf16", "OUT": "*bf16", "TARGETS": "*i64", "WEIGHTS": "*fp32", "UPSTREAM": "*fp32",
-    "FACTORS": "*fp32", "VALUES": "*fp32", "SUMS": "*fp32",
+    "FACTORS": "*fp32", "VALUES": "*fp32", "SUMS": "*fp32", "MEMBERS": "*u8", "SCALARS": "*fp32",
 }  # fmt: skip
-INTEGERS = ("s_stride", "t_stride", "out_stride", "s_columns", "t_columns", "rows")
+INTEGERS = ("s_stride", "t_stride", "out_stride", "members_stride", "s_columns", "t_columns", "columns", "rows")
 MIXTURES = {
     "kl": ([KL()], False),
     "kl + reverse_kl + ce": ([KL(), ReverseKL()], True),
@@ -101,6 +102,9 @@ def main():
             sweeps = {"KINDS": tuple(map(tl.constexpr, kinds)), "ONE_SWEEP": all(kinds), "TEMPERED": with_targets}
             report[f"{target}: sums of {name}"] = usage(build(row_sums, {**consts, **sweeps}, target), target)
             report[f"{target}: gradient of {name}"] = usage(build(row_gradient, consts, target), target)
+        consts = {"WITH_TARGETS": True, "S_CAPPED": False, "BLOCK": BLOCK}
+        report[f"{target}: sums of top-k + ce"] = usage(build(tail_sums, consts, target), target)
+        report[f"{target}: gradient of top-k + ce"] = usage(build(tail_gradient, consts, target), target)
     print(json.dumps(report))
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from lantern_kernels import Head, Term, TopK, linear_mixture_loss, mixture_loss
+from lantern_kernels import Head, Logits, Term, TopK, linear_mixture_loss, mixture_loss
 from naive import MIXTURES, naive_head
 
 N, V = 5, 40
@@ -109,6 +109,56 @@ def test_tokens_that_the_student_excludes_and_a_teacher_without_a_tail():
     assert output.loss.isfinite()
     assert gradient.isfinite().all()
     assert (gradient[:, top_k.ids[0, 0]] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+@pytest.mark.parametrize("columns", [40, 507, 5000])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("softcap", [None, 8.0])
+def test_the_triton_kernels(softcap, temperature, columns):
+    """In the interpreter, on logits and on a head, with rows that don't count, against the same in float64."""
+    student, _, top_k = make(4, temperature=temperature, columns=columns)
+    keywords = {
+        "temperature": temperature,
+        "targets": torch.tensor([int(top_k.ids[0, 1]), 5, -100, 7, 39]),
+        "cross_entropy": 0.4,
+        "row_weights": torch.tensor([0.5, 1.0, 1.0, 0.0, 2.0]),
+    }
+    expected = mixture_loss(Logits(student, softcap, 1.2), top_k, MIXTURES["all"], **keywords)
+    single = student.detach().float().clone()
+    single[3] = torch.nan  # doesn't count
+    single.requires_grad_()
+    rounded = TopK(top_k.ids, top_k.log_probs.float(), top_k.tail_log_mass.float())
+    ours = mixture_loss(Logits(single, softcap, 1.2), rounded, MIXTURES["all"], backend="triton", **keywords)
+    torch.testing.assert_close(ours.loss.double(), expected.loss, rtol=1e-5, atol=1e-6)
+    for label, value in expected.terms.items():
+        torch.testing.assert_close(ours.terms[label].double(), value, rtol=1e-5, atol=1e-5)
+    got, wanted = torch.autograd.grad(3 * ours.loss, single)[0], torch.autograd.grad(3 * expected.loss, student)[0]
+    assert (got - wanted).abs().max() <= 2e-5 * wanted.abs().max()
+    assert (got[2:4] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+@pytest.mark.parametrize("k", [1, V - 1, V])
+def test_the_triton_kernels_at_both_ends(k):
+    student, _, top_k = make(k, dtype=torch.float32)
+    ours = mixture_loss(student, top_k, MIXTURES["all"], backend="triton")
+    expected = mixture_loss(student, top_k, MIXTURES["all"], backend="torch")
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    got, wanted = (torch.autograd.grad(output.loss, student) for output in (ours, expected))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_triton_kernels_on_a_head():
+    _, _, top_k = make(4, dtype=torch.float32)
+    student = Head(torch.randn(N, 6, requires_grad=True), torch.randn(V, 6, requires_grad=True), softcap=4.0)
+    outputs = [
+        linear_mixture_loss(student, top_k, MIXTURES["all"], chunk_size=2, backend=backend)
+        for backend in ("triton", "torch")
+    ]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(output.loss, (student.hidden, student.weight)) for output in outputs]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 class Square:

@@ -33,7 +33,7 @@ def usage():
     return json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("mixture", [*MIXTURES, "top-k + ce"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_is_spilled(usage, target, mixture):
     for kernel in ("sums", "gradient"):
@@ -56,3 +56,12 @@ def test_logits_are_read_once_a_sweep_and_by_128_bits(usage, target, mixture):
     # Two for the gradient, two for the zeros of a row that doesn't count.
     assert gradient["wide_stores"] == gradient["stores"] == 4
     assert sums["wide_stores"] == 0
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_against_a_top_k_teacher_the_student_alone_is_read(usage, target):
+    sums, gradient = (usage[f"{target}: {kernel} of top-k + ce"] for kernel in ("sums", "gradient"))
+    assert sums["wide_loads"] == gradient["wide_loads"] == WIDE_LOADS_OF_A_SWEEP // 2
+    # The weight, and a byte of bits for each of a thread's two groups of eight.
+    assert sums["loads"] - sums["wide_loads"] <= 1 + 2
+    assert gradient["wide_stores"] == gradient["stores"] == 4

@@ -54,12 +54,12 @@ class RowKernels:
 
     def sums(
         self, student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Values ``[K, N]`` and the four scalars of each row, ``[4, N]``, that `gradient` goes by."""
         rows = len(weights)
         values = weights.new_empty(len(self._mixture.labels), rows)
         sums = weights.new_empty(4, rows)
-        student, teacher_ = _rows_of(student), _rows_of(student if teacher is None else teacher)
+        student, teacher_ = with_unit_stride(student), with_unit_stride(student if teacher is None else teacher)
         if rows:
             row_sums[(rows,)](
                 student,
@@ -78,10 +78,10 @@ class RowKernels:
                 **self._constants,
                 **self._sweeps,
                 TEMPERED=self._mixture.temperature != 1.0,
-                BLOCK=_block(max(student.shape[1], teacher_.shape[1])),
+                BLOCK=block_of(max(student.shape[1], teacher_.shape[1])),
                 num_warps=NUM_WARPS,
             )
-        return values, sums
+        return values, (sums,)
 
     def gradient(
         self,
@@ -89,14 +89,14 @@ class RowKernels:
         teacher: Tensor | None,
         targets: Tensor | None,
         weights: Tensor,
-        sums: Tensor,
+        sums: tuple[Tensor, ...],
         upstream: Tensor,
         out: Tensor,
     ) -> None:
         """Write ``upstream·∂loss/∂student`` to `out`, which may be `student` itself."""
         rows, columns = student.shape
-        student, teacher_ = _rows_of(student), _rows_of(student if teacher is None else teacher)
-        block = _block(columns)
+        student, teacher_ = with_unit_stride(student), with_unit_stride(student if teacher is None else teacher)
+        block = block_of(columns)
         if rows:
             row_gradient[(rows, triton.cdiv(columns, block))](
                 student,
@@ -105,7 +105,7 @@ class RowKernels:
                 weights,
                 upstream,
                 weights.new_tensor(self._mixture.factors),
-                sums,
+                sums[0],
                 out,
                 student.stride(0),
                 teacher_.stride(0),
@@ -125,11 +125,13 @@ def _kind(divergence: Any) -> int:
     return KINDS.get(type(divergence).triton_entry, 0)
 
 
-def _rows_of(logits: Tensor) -> Tensor:
+def with_unit_stride(logits: Tensor) -> Tensor:
+    """The logits, copied only where neighbours in a row aren't neighbours in memory."""
     return logits if logits.stride(1) == 1 else logits.contiguous()
 
 
-def _block(columns: int) -> int:
+def block_of(columns: int) -> int:
+    """Logits per step of a program."""
     return min(BLOCK, max(64, triton.next_power_of_2(columns)))
 
 
