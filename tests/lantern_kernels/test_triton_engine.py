@@ -61,6 +61,15 @@ def test_odd_shapes(rows, columns):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_sums_are_carried_from_block_to_block(temperature):
+    """Maxima rise along the row, so that every block makes what was summed so far shrink."""
+    ramp = torch.linspace(0, 8, 9001)
+    terms = [Term("kl", 0.3), Term("reverse_kl", 0.7)]
+    student, teacher = logits(2, 9001, spread=1.0) + ramp, logits(2, 9001, seed=1, spread=1.0) + ramp
+    check(student, teacher, terms, temperature=temperature, targets=torch.tensor([9000, 4]), cross_entropy=0.5)
+
+
 @pytest.mark.parametrize("terms", [MIXTURES["all"], [Term("kl")]], ids=["two sweeps", "one sweep"])
 def test_a_large_vocabulary_in_bf16(terms):
     check(logits(1, 151_936, torch.bfloat16), logits(1, 151_936, torch.bfloat16, seed=1), terms)
