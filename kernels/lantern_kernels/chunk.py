@@ -111,8 +111,11 @@ def on_chunk(
             warnings.warn(f"eager mode is used, since the loss can't be compiled: {reason}", stacklevel=2)
             return eager(student, *rest)
 
+    kernels: RowKernels | TopKKernels | None = None
+
     def fused(student: Tensor, teacher: Any, targets: Tensor | None, weights: Tensor) -> Tensor:
-        kernels = row_kernels(mixture, student_bend, teacher_bend, accurate, isinstance(teacher, TopK))
+        nonlocal kernels
+        kernels = kernels or row_kernels(mixture, student_bend, teacher_bend, accurate, isinstance(teacher, TopK))
         values, sums = kernels.sums(student, teacher, targets, weights)
         if with_gradient:
             kernels.gradient(student, teacher, targets, weights, sums, weights.new_ones(()), out=student)
@@ -148,7 +151,8 @@ def _recipe(mixture: Mixture, student_bend: Bend, teacher_bend: Bend, with_gradi
 def _identity(divergence: Pointwise) -> Hashable:
     """Equal for two objects of a class with the same plain attributes: callers may make a term anew at each step."""
     state = getattr(divergence, "__dict__", None)
-    if state is not None and all(isinstance(value, int | float | str | None) for value in state.values()):
+    slots = any(getattr(cls, "__slots__", ()) for cls in type(divergence).__mro__)
+    if state is not None and not slots and all(isinstance(value, int | float | str | None) for value in state.values()):
         return type(divergence), tuple(sorted(state.items()))
     return id(divergence)
 

@@ -71,6 +71,16 @@ class WithTriton(Protocol):
         """
 
 
+def has_triton_entry(divergence: object) -> bool:
+    """Whether its Triton function is that of its own `value_and_slope`, not of one that a subclass has overridden."""
+    for cls in type(divergence).__mro__:
+        if "triton_entry" in vars(cls):
+            return True
+        if "value_and_slope" in vars(cls):
+            return False
+    return False
+
+
 class KL:
     """Forward KL, KL(p‖q) = Σ p·log(p/q): the student is to cover all that the teacher says."""
 

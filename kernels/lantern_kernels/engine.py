@@ -64,18 +64,19 @@ class _GradientInForward(torch.autograd.Function):
     def forward(ctx: Any, job: Job, *student: Tensor | None) -> tuple[Tensor, Tensor]:
         loss, values, gradients = walk(job, ctx.needs_input_grad[1:])
         ctx.save_for_backward(*gradients)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in student]
         ctx.mark_non_differentiable(values)
         return loss, values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.saved_tensors
+        gradients: Sequence[Tensor | None] = ctx.saved_tensors
         # By far the most common factor, and the weight's gradient is the largest tensor here: spare its copy. On a
         # device, looking at the factor would mean waiting for it, and the copy costs little.
-        if upstream.is_cpu and upstream == 1:
-            return None, *gradients
-        return None, *(None if gradient is None else gradient * upstream for gradient in gradients)
+        if not (upstream.is_cpu and upstream == 1):
+            gradients = [None if gradient is None else gradient * upstream for gradient in gradients]
+        return None, *(None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
 
 
 class _Recomputed(torch.autograd.Function):
@@ -83,23 +84,31 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, job: Job, student: Tensor) -> tuple[Tensor, Tensor]:
-        assert isinstance(job.student, Logits)
         teacher: Any = job.teacher.values if isinstance(job.teacher, Logits) else job.teacher
         top_k = isinstance(teacher, TopK)
-        kernels = row_kernels(job.mixture, bend_of(job.student), bend_of(job.teacher), job.accurate, top_k)
-        values, sums = kernels.sums(student, teacher, job.targets, job.weights)
-        ctx.kernels, ctx.in_place = kernels, job.in_place
-        # What the gradient needs of a top-k teacher is among the sums.
-        ctx.save_for_backward(student, None if top_k else teacher, job.targets, job.weights, *sums)
+        with torch.autocast(student.device.type, enabled=False):
+            kernels = row_kernels(job.mixture, bend_of(job.student), bend_of(job.teacher), job.accurate, top_k)
+            values, sums = kernels.sums(student, teacher, job.targets, job.weights)
+            loss = job.mixture.weighted_sum(values) @ job.weights
+        ctx.save_for_backward(student)
+        # Not saved in autograd's way, which refuses what a teacher made in inference mode. What the gradient needs of a
+        # top-k teacher is among the sums.
+        ctx.others = kernels, None if top_k else teacher, job.targets, job.weights, sums
+        ctx.in_place = job.in_place and student.stride(1) == 1
         ctx.mark_non_differentiable(values)
-        return (job.weights.new_tensor(job.mixture.factors) @ values) @ job.weights, values
+        return loss, values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, targets, weights, *sums = ctx.saved_tensors
-        gradient = student.detach() if ctx.in_place else torch.empty_like(student)
-        ctx.kernels.gradient(student, teacher, targets, weights, sums, upstream, out=gradient)
+        (student,) = ctx.saved_tensors
+        kernels, teacher, targets, weights, sums = ctx.others
+        gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
+        if ctx.in_place:
+            gradient = student.detach()
+        kernels.gradient(student, teacher, targets, weights, sums, upstream, out=gradient)
+        if ctx.in_place:
+            torch.autograd.graph.increment_version(student)  # a second backward is to fail, not to go wrong
         return None, gradient
 
 
@@ -135,7 +144,7 @@ def walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor 
             if any(wanted):
                 largest = weights[rows].abs().max() if job.skip_below else None
                 student.take(rows, logits, None if largest is None else job.skip_below * largest)
-        loss = (weights.new_tensor(mixture.factors) @ values) @ weights
+        loss = mixture.weighted_sum(values) @ weights
         gradients = student.gradients()
         if mixture.group is not None and isinstance(job.student, Head) and gradients[0] is not None:
             # Every rank has its columns' part of it.

@@ -101,7 +101,7 @@ class Side(Protocol):
         """
 
     def gradients(self) -> list[Tensor | None]:
-        """Those of the side's tensors, in the order of `tensors_of` and in their dtype; None for what isn't wanted."""
+        """Those of the side's tensors, in the order of `tensors_of`; None for what isn't wanted."""
 
 
 class _ProjectedSide:
@@ -121,7 +121,7 @@ class _ProjectedSide:
         self._bias = None if head.bias is None else head.bias.to(dtype)
         self._buffer = self._weight.new_empty(chunk_rows, columns)
         hidden, weight, bias = wanted
-        self._hidden_gradient = torch.zeros_like(head.hidden) if hidden else None
+        self._hidden_gradient = torch.zeros_like(head.hidden, dtype=_kept(head.hidden)) if hidden else None
         self._weight_gradient = torch.empty_like(self._weight) if weight else None
         self._bias_gradient = torch.zeros_like(self._bias) if bias and self._bias is not None else None
         self._started = False
@@ -164,14 +164,19 @@ class _ProjectedSide:
             self._weight_gradient.zero_()
         found = (self._hidden_gradient, self._weight_gradient, self._bias_gradient)
         return [
-            None if gradient is None or tensor is None else gradient.to(tensor.dtype)
+            None if gradient is None or tensor is None else gradient.to(_kept(tensor))
             for gradient, tensor in zip(found, tensors_of(self._head), strict=True)
         ]
 
 
+def _kept(tensor: Tensor) -> torch.dtype:
+    """The dtype of its gradient until the backward has scaled it: before, it would underflow in float16."""
+    return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
+
+
 def _columns_above(gradient: Tensor, negligible: Tensor) -> Tensor | None:
     """Ids of the columns with an entry larger than `negligible`; None where they're too many for a choice to pay."""
-    columns = (torch.linalg.vector_norm(gradient, torch.inf, dim=0) > negligible).nonzero()[:, 0]
+    columns = (~(torch.linalg.vector_norm(gradient, torch.inf, dim=0) <= negligible)).nonzero()[:, 0]  # NaN stays
     return columns if len(columns) < _SPARSE * gradient.shape[1] else None
 
 
@@ -181,7 +186,7 @@ class _GivenSide:
     def __init__(self, source: Logits, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool]):
         self._logits = logits = source.values
         self._buffer = logits.new_empty(chunk_rows, columns, dtype=dtype)
-        self._gradient = torch.zeros_like(logits) if any(wanted) else None
+        self._gradient = torch.zeros_like(logits, dtype=_kept(logits)) if any(wanted) else None
 
     def read(self, rows: Rows) -> Tensor:
         given = self._logits[rows]

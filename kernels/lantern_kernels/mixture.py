@@ -43,6 +43,13 @@ class Mixture:
         factors = [term.weight * self.temperature**2 for term in self.terms]
         return [*factors, self.cross_entropy] if self.with_targets else factors
 
+    def weighted_sum(self, values: Tensor) -> Tensor:
+        """The rows' losses ``[N]`` from the values ``[K, N]``."""
+        total = values.new_zeros(values.shape[1])
+        for factor, value in zip(self.factors, values, strict=True):
+            total = total + factor * value
+        return total
+
     @property
     def is_pointwise(self) -> bool:
         """Whether every term is a sum over the vocabulary."""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lantern_kernels import checks
-from lantern_kernels.divergences import WithTriton
+from lantern_kernels.divergences import has_triton_entry
 from lantern_kernels.engine import Job
 from lantern_kernels.heads import Head, Logits, vocabulary
 from lantern_kernels.mixture import Mixture
@@ -88,7 +88,7 @@ def _backend(name: str, terms: Sequence[Term], like: Tensor, teacher: Head | Log
         raise ValueError(f"backend is {name!r}, which doesn't read a TopK teacher; use 'auto'")
     if name == "auto" and like.is_cuda:
         # Against a top-k teacher the divergences themselves are torch's work, on k + 1 events.
-        fusable = top_k or all(isinstance(term.divergence, WithTriton) for term in terms)
+        fusable = top_k or all(has_triton_entry(term.divergence) for term in terms)
         return "triton" if fusable and like.dtype != torch.float64 and find_spec("triton") else "torch"
     if name == "auto" and top_k:
         return "torch"

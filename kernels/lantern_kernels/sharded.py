@@ -2,7 +2,7 @@
 
 What ranks must tell each other are a few scalars of a row, in one all-gather: the log-sum-exps, and for KL and reverse KL
 what they come to, since log(p/q) = t − s − (Lt − Ls) is linear in the log-sum-exps. Any other divergence needs them before
-it can begin, and one all-reduce of its values and slopes after.
+it can begin, and one all-reduce of its values and slopes after; so does a chunk with excluded tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 from lantern_kernels.divergences import KL, LOG_FLOOR, Pointwise, ReverseKL
 
 _IN_ONE_EXCHANGE = {KL.value_and_slope: 0, ReverseKL.value_and_slope: 1}
-_LOWEST = -1e30
 
 
 def sharded_rows(
@@ -43,6 +42,7 @@ def sharded_rows(
         scalars["Lt"] = t.logsumexp(-1)
         if in_one_exchange:
             scalars |= _expectations(s, t, scalars["Ls"], scalars["Lt"])
+            scalars |= {"lowest s": s.amin(-1), "lowest t": t.amin(-1)}
     if targets is not None:
         local = targets - dist.get_rank(group) * student.shape[1]
         mine = (local >= 0) & (local < student.shape[1])
@@ -59,11 +59,14 @@ def sharded_rows(
         log_q, log_p = (s - Ls[:, None]).clamp(min=LOG_FLOOR), (t - Lt[:, None]).clamp(min=LOG_FLOOR)
         slopes, local_values = _slopes(divergences, log_p, log_q, [factor / temperature for factor in factors])
         if in_one_exchange:
-            both, missed = _kl_and_reverse_kl(by_name, Ls, Lt)
+            # All ranks see the same scalars, and decide alike.
+            lowest_q, lowest_p = by_name["lowest s"].amin(0) - Ls, by_name["lowest t"].amin(0) - Lt
+            in_one_exchange = bool((torch.minimum(lowest_q, lowest_p) > LOG_FLOOR).all())
+        if in_one_exchange:
+            both = _kl_and_reverse_kl(by_name, Ls, Lt)
             values = [both[kind] for kind in kinds if kind is not None]
-            # What a kind's slopes add up to: those of KL to the mass that the student can't have, q − p over the rest.
-            totals = (missed, both[1])
-            total = sum((factors[k] / temperature) * totals[kind] for k, kind in enumerate(kinds) if kind is not None)
+            # What a kind's slopes add up to: q − p to nothing, and q·log(q/p) to the reverse KL.
+            total = sum((factors[k] / temperature) * both[1] * (kind == 1) for k, kind in enumerate(kinds))
         else:
             summed = torch.stack([*local_values, slopes.sum(-1)])
             dist.all_reduce(summed, group=group)
@@ -75,8 +78,8 @@ def sharded_rows(
         values.append(-(by_name["target"].amax(0) - lse).clamp(min=LOG_FLOOR))
         if with_gradient:
             towards = (student - lse[:, None]).exp()
-            towards[mine] -= torch.nn.functional.one_hot(local[mine], student.shape[1]).to(towards.dtype)
-            towards *= factors[len(divergences)]
+            columns = local.clamp(0, student.shape[1] - 1)[:, None]
+            towards.scatter_add_(-1, columns, -mine[:, None].to(towards.dtype)).mul_(factors[len(divergences)])
             gradient = towards if gradient is None else gradient.add_(towards)
     return values, gradient
 
@@ -101,26 +104,16 @@ def _slopes(
 
 
 def _expectations(s: Tensor, t: Tensor, Ls: Tensor, Lt: Tensor) -> dict[str, Tensor]:
-    """Under this rank's own distributions: E_p[t − s], E_q[t − s], and the mass on what the other one excludes.
-
-    Of an excluded token only the other's logit counts; what floor stands for its own is added once the masses are known.
-    """
-    p, q = (t - Lt.clamp(min=_LOWEST)[:, None]).exp(), (s - Ls.clamp(min=_LOWEST)[:, None]).exp()
-    no_s, no_t = s <= _LOWEST, t <= _LOWEST
-    difference = t.masked_fill(no_t, 0.0) - s.masked_fill(no_s, 0.0)
+    """E_p[t − s] and E_q[t − s] under this rank's own distributions; no numbers where a token is excluded."""
+    difference = t - s
     return {
-        "E_p": (p * difference).sum(-1),
-        "E_q": (q * difference).sum(-1),
-        "missed by q": (p * no_s).sum(-1),
-        "missed by p": (q * no_t).sum(-1),
+        "E_p": ((t - Lt[:, None]).exp() * difference).sum(-1),
+        "E_q": ((s - Ls[:, None]).exp() * difference).sum(-1),
     }
 
 
-def _kl_and_reverse_kl(by_name: dict[str, Tensor], Ls: Tensor, Lt: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """KL and reverse KL ``[n]`` from every rank's scalars, and the teacher's mass on what the student excludes."""
-    p_share, q_share = (by_name["Lt"] - Lt).exp(), (by_name["Ls"] - Ls).exp()
-    E_p, by_q = ((p_share * by_name[name]).sum(0) for name in ("E_p", "missed by q"))
-    E_q, by_p = ((q_share * by_name[name]).sum(0) for name in ("E_q", "missed by p"))
-    kl = E_p - Lt + Ls * (1 - by_q) - LOG_FLOOR * by_q
-    reverse_kl = -E_q - Ls + Lt * (1 - by_p) - LOG_FLOOR * by_p
-    return (kl, reverse_kl), by_q
+def _kl_and_reverse_kl(by_name: dict[str, Tensor], Ls: Tensor, Lt: Tensor) -> tuple[Tensor, Tensor]:
+    """KL and reverse KL ``[n]`` from every rank's scalars."""
+    E_p = ((by_name["Lt"] - Lt).exp() * by_name["E_p"]).sum(0)
+    E_q = ((by_name["Ls"] - Ls).exp() * by_name["E_q"]).sum(0)
+    return (E_p - Lt + Ls).clamp(min=0.0), (Lt - Ls - E_q).clamp(min=0.0)

@@ -88,6 +88,6 @@ def top_k_rows(
     events = on_events(divergences, teacher, log_q, factors, temperature)
     if not with_gradient:
         return events.values, None
-    share = (others - tail.clamp(min=LOG_FLOOR)).exp().mul_(events.slopes[:, -1:])
+    share = (others - tail.clamp(min=torch.finfo(tail.dtype).min / 2)).exp().mul_(events.slopes[:, -1:])
     share.scatter_(-1, teacher.ids, events.slopes[:, :-1])
     return events.values, share.addcmul_((tempered - total).exp(), events.total, value=-1.0)

@@ -18,7 +18,7 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.students.lora import Lora, add_lora, write_merged
-from lantern_pl.students.student import Optimization, Student, check_loss
+from lantern_pl.students.student import Means, Optimization, Student, check_loss
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Teacher
 from lantern_pl.text import fingerprint, load_tokenizer
@@ -148,7 +148,7 @@ class DecoderStudent(Student):
         # KL is the yardstick of every run, also where the mixture doesn't hold it or there is no mixture.
         self.reported_terms = list({"kl": Term("kl", weight=0.0), **reported}.values()) if self.teacher else []
         names = [*(term.label for term in self.reported_terms), "cross_entropy", "token_accuracy"]
-        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.means = Means(names)
         self.valid_format = MeanMetric()
         self.rouge = ROUGEScore(rouge_keys="rougeL")
         self._to_explain: list[Pair] = []
@@ -157,8 +157,8 @@ class DecoderStudent(Student):
     def update_metrics(self, batch: DecoderBatch) -> None:
         output, student = self._mixture(batch, self.reported_terms)
         for name, values in output.terms.items():
-            self.means[name].update(values)
-        self.means["token_accuracy"].update((_best_tokens(student) == batch.targets).float())
+            self.means.update(name, values)
+        self.means.update("token_accuracy", (_best_tokens(student) == batch.targets).float())
         self._to_explain += batch.pairs[: self.generate_pairs - len(self._to_explain)]
 
     def finish_metrics(self) -> dict[str, float]:
@@ -169,11 +169,11 @@ class DecoderStudent(Student):
             self.rouge.update(text, self.task.render_answer(pair.level or "", pair.explanation or ""))
         if texts:
             self._remember_sample(self._to_explain[0], texts[0])
-        figures = {name: float(mean.compute()) for name, mean in self.means.items()}
+        figures = self.means.finish()
         if texts:
             figures["rouge_l"] = float(self.rouge.compute()["rougeL_fmeasure"])
             figures["valid_format"] = float(self.valid_format.compute())
-        for metric in (*self.means.values(), self.valid_format, self.rouge):
+        for metric in (self.valid_format, self.rouge):
             metric.reset()
         self._to_explain = []
         return figures

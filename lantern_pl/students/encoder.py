@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 from lantern_kernels import MixtureOutput, Term, mixture_loss
-from torch import Tensor, nn
-from torchmetrics import CohenKappa, MeanMetric, MetricCollection
+from torch import Tensor
+from torchmetrics import CohenKappa, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 from lantern_pl.data.featurize import IGNORE, EncoderBatch, EncoderFeaturizer
@@ -17,7 +17,7 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.pair_classifier import Pooling, is_classifier, load_classifier, new_classifier, write_classifier
-from lantern_pl.students.student import Optimization, Student, check_loss
+from lantern_pl.students.student import Means, Optimization, Student, check_loss
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Teacher
 from lantern_pl.text import load_tokenizer
@@ -100,7 +100,7 @@ class EncoderStudent(Student):
             },
             compute_groups=False,
         )
-        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in [*(t.label for t in self.terms), "cross_entropy"]})
+        self.means = Means([*(term.label for term in self.terms), "cross_entropy"])
         self._level_probs: dict[str, Tensor] = {}
 
     @property
@@ -162,15 +162,13 @@ class EncoderStudent(Student):
     def update_metrics(self, batch: EncoderBatch) -> None:
         logits = self.classifier(batch.inputs)
         for name, values in self._mixture(batch, logits).terms.items():
-            self.means[name].update(values)
+            self.means.update(name, values)
         self.figures.update(logits.softmax(-1), batch.levels)
 
     def finish_metrics(self) -> dict[str, float]:
         figures = {name: float(value) for name, value in self.figures.compute().items()}
-        figures |= {name: float(mean.compute()) for name, mean in self.means.items()}
+        figures |= self.means.finish()
         self.figures.reset()
-        for mean in self.means.values():
-            mean.reset()
         return figures
 
     def predict_step(self, batch: EncoderBatch, batch_idx: int) -> list[dict[str, Any]]:

@@ -12,13 +12,20 @@ import torch
 from lantern_kernels import MixtureOutput, Term
 from lantern_kernels.terms import CROSS_ENTROPY
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from lantern_pl.data.featurize import Batch, Featurizer
 from lantern_pl.errors import UserError
 from lantern_pl.resume import go_to_place, settle
 from lantern_pl.tasks import Task
+
+# Names of figures that are logged beside the terms.
+_TAKEN = {
+    *("loss", "tokens_per_s", "learning_rate", "token_accuracy", "rouge_l", "valid_format"),
+    *("accuracy", "macro_f1", "quadratic_kappa", "ece"),
+}
 
 ScheduleName = Literal["constant", "linear", "cosine"]
 
@@ -57,6 +64,27 @@ def check_loss(terms: Sequence[Term], temperature: float, cross_entropy: float) 
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise UserError(f"model.mixture has several terms called {twice[0]!r}: give each a `label` of its own.")
+    if taken := [label for label in labels if label in _TAKEN or not label]:
+        raise UserError(f"model.mixture has a term called {taken[0]!r}, a name that other figures have: give it a `label`.")
+
+
+class Means(nn.Module):
+    """A running mean for each of some names, which may hold any characters (those of an nn.ModuleDict may not)."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self._names = list(names)
+        self._means: Any = nn.ModuleList(MeanMetric() for _ in names)
+
+    def update(self, name: str, values: Tensor) -> None:
+        self._means[self._names.index(name)].update(values)
+
+    def finish(self) -> dict[str, float]:
+        """The means, which start anew."""
+        found = {name: float(mean.compute()) for name, mean in zip(self._names, self._means, strict=True)}
+        for mean in self._means:
+            mean.reset()
+        return found
 
 
 class Student(LightningModule, ABC):

@@ -82,6 +82,8 @@ def usage(binary, target):
             assembly = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
         found = dict(re.findall(r"\b(REG|STACK):(\d+)", resources.stdout + resources.stderr))
         counts = {"registers": int(found["REG"]), "stack": int(found["STACK"])}
+        # A maximum that drops NaN would hide a student that has diverged.
+        counts["nan_dropping"] = len(re.findall(r"\b(?:max|min)\.f32", binary.asm["ptx"]))
         counts["spills"] = len(re.findall(r"\b(?:STL|LDL)\b", assembly))
         memory = re.findall(r"\b((?:LDG|STG)\.[.\w]*)", assembly)
         wide = ".128"

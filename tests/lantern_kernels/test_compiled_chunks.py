@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from lantern_kernels import Head, Term, chunk, linear_mixture_loss, mixture_loss
+from lantern_kernels import TVD, Head, Term, chunk, linear_mixture_loss, mixture_loss
 from naive import MIXTURES
 
 
@@ -68,6 +68,17 @@ def test_a_schedule_and_terms_made_anew_share_one_compilation():
         compiled, eager = both(student, teacher, terms, temperature=1.0 + step)
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_state_in_slots_keeps_divergences_apart():
+    class Scaled(TVD):
+        __slots__ = ("factor",)
+
+        def __init__(self, factor):
+            self.factor = factor
+
+    assert chunk._identity(TVD()) == chunk._identity(TVD())
+    assert chunk._identity(Scaled(1.0)) != chunk._identity(Scaled(2.0))
 
 
 def test_auto_compiles_once_that_pays(monkeypatch, compilations):

@@ -271,3 +271,22 @@ def test_softcap_and_logit_scale_ignored(model_type, settings, head):
     output = linear_mixture_loss(student, logits, MIXTURES["all"])
     torch.testing.assert_close(output.loss, torch.zeros(()), atol=1e-6, rtol=0)
     assert mixture_loss(hidden @ student.weight.t(), logits, [Term("kl")]).loss > 1e-2 or not head
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_float16_gradients_are_scaled_before_they_are_rounded(linear):
+    """As GradScaler scales a loss: rounded first, most of a mean over many rows is below float16's smallest number."""
+    torch.manual_seed(0)
+    rows, columns, scale = 64, 2000, 65536.0
+    hidden, weight = torch.randn(rows, 8).half().requires_grad_(), torch.randn(columns, 8).half().requires_grad_()
+    weights = torch.full((rows,), 1e-5)
+    teacher = torch.randn(rows, columns)
+    if linear:
+        leaves = (hidden, weight)
+        output = linear_mixture_loss(Head(hidden, weight), teacher, [Term("kl")], row_weights=weights)
+    else:
+        leaves = ((hidden.float() @ weight.float().t()).detach().half().requires_grad_(),)
+        output = mixture_loss(*leaves, teacher, [Term("kl")], row_weights=weights)
+    gradients = torch.autograd.grad(output.loss * scale, leaves)
+    assert all(gradient.dtype == torch.float16 for gradient in gradients)
+    assert all((gradient == 0).float().mean() < 0.1 for gradient in gradients)

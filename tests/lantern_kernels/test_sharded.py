@@ -14,15 +14,15 @@ N, V, D = 7, 48, 6
 ONE_EXCHANGE = {"kl": MIXTURES["kl"], "both": [Term("kl", 0.3), Term("reverse_kl", 0.7)]}
 
 
-def tensors(excluded=False):
+def tensors(excluded=None):
     generator = torch.Generator().manual_seed(0)
     student, teacher, hidden, weight, t_hidden, t_weight, bias = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
         for shape in ((N, V), (N, V), (N, D), (V, D), (N, D + 1), (V, D + 1), (V,))
     )
     if excluded:
-        student[:, 5] = student[:, 30] = -torch.inf
-        teacher[:, :14] = -torch.inf  # with four ranks, all that the first one has and more
+        student[:, 5] = student[:, 30] = excluded
+        teacher[:, :14] = excluded  # with four ranks, all that the first one has and more
     return 3 * student, 3 * teacher, hidden, weight, t_hidden, t_weight, bias
 
 
@@ -83,10 +83,10 @@ def every_check(rank, ranks):
     targets = torch.tensor([0, 47, -100, 12, 23, 24, 36])
     for terms in (*MIXTURES.values(), *ONE_EXCHANGE.values()):
         for temperature in (1.0, 2.0):
-            for excluded in (False, True):
+            for excluded in (None, -torch.inf, -1e9):
                 logits_agree(rank, ranks, terms, excluded, temperature=temperature)
             keywords = {"temperature": temperature, "targets": targets, "cross_entropy": 0.4}
-            logits_agree(rank, ranks, terms, False, row_weights=torch.linspace(0, 1, N), **keywords)
+            logits_agree(rank, ranks, terms, None, row_weights=torch.linspace(0, 1, N), **keywords)
             heads_agree(rank, ranks, terms, chunk_size=3, **keywords)
     plain = {"targets": targets, "cross_entropy": 1.0}
     student = share(tensors()[0], 1, rank, ranks)
@@ -129,7 +129,7 @@ def group(tmp_path):
 
 
 def test_one_rank_alone(group):
-    logits_agree(0, 1, MIXTURES["all"], False, temperature=2.0)
+    logits_agree(0, 1, MIXTURES["all"], None, temperature=2.0)
     heads_agree(0, 1, ONE_EXCHANGE["both"])
 
 

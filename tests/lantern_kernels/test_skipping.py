@@ -73,6 +73,13 @@ def test_a_chunk_without_anything_to_keep():
     assert all((gradient.abs() <= 1e-12).all() for gradient in gradients)
 
 
+def test_nan_is_not_left_out():
+    student, teacher = problem(spread=3.0)
+    student.hidden.data[2] = torch.nan
+    _, (hidden, _, _) = run(student, teacher, MIXTURES["kl"], skip_below=2**-12)
+    assert hidden[2].isnan().all()
+
+
 @pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf")])
 def test_refusals(value):
     with pytest.raises(ValueError, match=r"skip_below is .*; expected a finite number, at least 0"):

@@ -60,6 +60,15 @@ def test_it_is_a_lower_bound_that_is_met_at_k_equal_to_v(terms):
     torch.testing.assert_close(torch.autograd.grad(met.loss, student), torch.autograd.grad(full.loss, student))
 
 
+def test_the_gradient_is_blind_to_a_shift_of_the_logits():
+    student, _, top_k = make(4)
+    (expected,) = torch.autograd.grad(mixture_loss(student, top_k, MIXTURES["all"]).loss, student)
+    for shift in (-2e4, 2e4):
+        logits = (student.detach() + shift).requires_grad_()
+        (gradient,) = torch.autograd.grad(mixture_loss(logits, top_k, MIXTURES["all"]).loss, logits)
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_gradcheck():
     student, _, top_k = make(4)
     assert torch.autograd.gradcheck(lambda s: mixture_loss(s, top_k, MIXTURES["all"], temperature=1.5).loss, student)
@@ -181,6 +190,7 @@ class Square:
         ),
         ({"tail_log_mass": torch.rand(N, 1)}, "teacher_logits.tail_log_mass has shape [5, 1]"),
         ({"tail_log_mass": torch.zeros(N)}, "add up to a mass of"),
+        ({"log_probs": torch.full((N, 2), -9.0), "tail_log_mass": torch.full((N,), -9.0)}, "add up to a mass of 0.0003"),
         ({"tail_log_mass": torch.full((N,), math.nan)}, "add up to a mass of nan; expected 1"),
     ],
 )

@@ -65,3 +65,10 @@ def test_against_a_top_k_teacher_the_student_alone_is_read(usage, target):
     # The weight, and a byte of bits for each of a thread's two groups of eight.
     assert sums["loads"] - sums["wide_loads"] <= 1 + 2
     assert gradient["wide_stores"] == gradient["stores"] == 4
+
+
+@pytest.mark.parametrize("mixture", ["kl", "kl + reverse_kl + ce", "top-k + ce"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_no_gradient_hides_a_nan(usage, target, mixture):
+    """The interpreter can't tell: there a maximum of NaN and a number is NaN, on a GPU it's the number."""
+    assert usage[f"{target}: gradient of {mixture}"]["nan_dropping"] == 0

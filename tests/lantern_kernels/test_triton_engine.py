@@ -116,6 +116,8 @@ def test_any_stride_of_the_rows():
     wide, transposed = logits(3, 300), logits(300, 3, seed=1).t()
     check(wide[:, :290].detach(), transposed[:, :290], MIXTURES["all"])
     check(logits(6, 300)[::2].detach(), logits(1, 300, seed=1).expand(3, 300), [Term("kl")])
+    for in_place in (False, True):
+        check(logits(300, 3).t(), logits(3, 300, seed=1), MIXTURES["all"], in_place=in_place)
 
 
 def test_rows_that_do_not_count_are_not_read():
@@ -164,6 +166,59 @@ def test_the_gradient_may_take_the_place_of_the_logits():
     got = check(student, logits(3, 507, torch.bfloat16, seed=1), MIXTURES["all"], in_place=True)
     assert torch.equal(got, wanted)
     assert got.data_ptr() == student.data_ptr()
+
+
+def test_a_second_backward_in_place_fails_rather_than_going_wrong():
+    student = logits(3, 50).requires_grad_()
+    output = mixture_loss(student, logits(3, 50, seed=1), [Term("js")], backend="triton", in_place=True)
+    torch.autograd.grad(output.loss, student, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(output.loss, student)
+
+
+def test_a_teacher_made_in_inference_mode():
+    with torch.inference_mode():
+        made = logits(3, 50, seed=1), torch.arange(3)
+    student = logits(3, 50).requires_grad_()
+    gradients = []
+    for teacher, targets in (made, [tensor.clone() for tensor in made]):
+        output = mixture_loss(student, teacher, MIXTURES["all"], targets=targets, cross_entropy=0.5, backend="triton")
+        gradients.append(torch.autograd.grad(output.loss, student)[0])
+    assert torch.equal(*gradients)
+
+
+def test_autocast_does_not_touch_it():
+    student, teacher = logits(3, 50), logits(3, 50, seed=1)
+    plain = mixture_loss(student, teacher, MIXTURES["all"], backend="triton")
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(mixture_loss(student, teacher, MIXTURES["all"], backend="triton"), plain)
+
+
+@pytest.mark.parametrize("terms", [MIXTURES["all"], [Term("kl"), Term("reverse_kl")]], ids=["two sweeps", "one sweep"])
+def test_nan_is_not_hidden(terms):
+    student, teacher = logits(3, 50), logits(3, 50, seed=1)
+    student[1, 7] = torch.nan
+    student.requires_grad_()
+    output = mixture_loss(student, teacher, terms, backend="triton")
+    (gradient,) = torch.autograd.grad(output.loss, student)
+    assert output.loss.isnan()
+    assert gradient[1].isnan().all()
+    assert gradient[[0, 2]].isfinite().all()
+
+
+def test_a_subclass_with_another_formula_does_not_run_its_parents_kernel():
+    class Twice(KL):
+        def value_and_slope(self, log_p, log_q, p, q):
+            value, slope = super().value_and_slope(log_p, log_q, p, q)
+            return 2 * value, 2 * slope
+
+    class Renamed(KL):
+        name = "renamed"
+
+    pair = logits(2, 5), logits(2, 5, seed=1)
+    with pytest.raises(ValueError, match="'kl' has no `triton_entry`"):
+        mixture_loss(*pair, [Term(Twice())], backend="triton")
+    mixture_loss(*pair, [Term(Renamed())], backend="triton")
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -34,6 +34,7 @@ class RowKernels:
 
     def __init__(self, mixture: Mixture, student_bend: Bend, teacher_bend: Bend, accurate: bool):
         self._mixture = mixture
+        self._factors: Tensor | None = None
         entries = [term.divergence.triton_entry() for term in mixture.terms]  # type: ignore[union-attr]
         kinds = [_kind(term.divergence) for term in mixture.terms]
         self._scalars = (
@@ -52,21 +53,29 @@ class RowKernels:
         }
         self._sweeps = {"KINDS": tuple(map(tl.constexpr, kinds)), "ONE_SWEEP": not accurate and all(kinds)}
 
+    def _factors_on(self, device: torch.device) -> Tensor:
+        if self._factors is None:
+            # Filled there: a copy from the host would wait for the device.
+            self._factors = torch.cat([torch.full((1,), factor, device=device) for factor in self._mixture.factors])
+        return self._factors
+
     def sums(
         self, student: Tensor, teacher: Tensor | None, targets: Tensor | None, weights: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Values ``[K, N]`` and the four scalars of each row, ``[4, N]``, that `gradient` goes by."""
         rows = len(weights)
         values = weights.new_empty(len(self._mixture.labels), rows)
+        if not rows:
+            return values, (weights.new_empty(4, 0),)
         sums = weights.new_empty(4, rows)
         student, teacher_ = with_unit_stride(student), with_unit_stride(student if teacher is None else teacher)
-        if rows:
+        with torch.cuda.device_of(student):
             row_sums[(rows,)](
                 student,
                 teacher_,
                 weights if targets is None else targets,
                 weights,
-                weights.new_tensor(self._mixture.factors),
+                self._factors_on(weights.device),
                 values,
                 sums,
                 student.stride(0),
@@ -95,16 +104,18 @@ class RowKernels:
     ) -> None:
         """Write ``upstream·∂loss/∂student`` to `out`, which may be `student` itself."""
         rows, columns = student.shape
+        if not rows:
+            return
         student, teacher_ = with_unit_stride(student), with_unit_stride(student if teacher is None else teacher)
         block = block_of(columns)
-        if rows:
+        with torch.cuda.device_of(student):
             row_gradient[(rows, triton.cdiv(columns, block))](
                 student,
                 teacher_,
                 weights if targets is None else targets,
                 weights,
                 upstream,
-                weights.new_tensor(self._mixture.factors),
+                self._factors_on(weights.device),
                 sums[0],
                 out,
                 student.stride(0),

@@ -39,6 +39,12 @@ def read(row, columns, positions, scale, softcap, CAPPED: tl.constexpr):
 
 
 @triton.jit
+def at_least(x, lowest):
+    """As tl.maximum, but NaN stays NaN: on a GPU a maximum of NaN and a number is the number."""
+    return tl.where(x < lowest, lowest, x)
+
+
+@triton.jit
 def positions_from(start, BLOCK: tl.constexpr):
     """``[BLOCK / GROUP, GROUP]`` neighbouring positions."""
     return start + tl.arange(0, BLOCK // GROUP)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
@@ -126,7 +132,7 @@ def row_sums(
         tl.store(SUMS + 3 * rows + row, s_lse_untempered)
         target = tl.load(TARGETS + row)
         logit = read(S, s_columns, target, s_scale, s_softcap, S_CAPPED)
-        tl.store(VALUES + K * rows + row, -tl.maximum(logit - s_lse_untempered, FLOOR))
+        tl.store(VALUES + K * rows + row, -at_least(logit - s_lse_untempered, FLOOR))
 
     if K > 0:
         t_highest = tl.max(t_top, axis=0)
@@ -142,8 +148,8 @@ def row_sums(
             enough = tl.minimum(s_lowest, t_lowest) > FLOOR
         if enough:
             shift = t_lse - s_lse
-            forward = tl.maximum(tl.sum(t_difference * t_weight, axis=0) / t_total - shift, 0.0)
-            backward = tl.maximum(shift - tl.sum(s_difference * s_weight, axis=0) / s_total, 0.0)
+            forward = at_least(tl.sum(t_difference * t_weight, axis=0) / t_total - shift, 0.0)
+            backward = at_least(shift - tl.sum(s_difference * s_weight, axis=0) / s_total, 0.0)
             slopes = 0.0
             for k in tl.static_range(K):
                 if KINDS[k] == 1:
@@ -162,12 +168,12 @@ def row_sums(
                 positions = positions_from(last - done, BLOCK)
                 s = read(S, s_columns, positions, s_scale, s_softcap, S_CAPPED)
                 t = read(T, t_columns, positions, t_scale, t_softcap, T_CAPPED)
-                log_q = tl.maximum(s * inverse_temperature - s_lse, FLOOR)
-                log_p = tl.maximum(t * inverse_temperature - t_lse, FLOOR)
+                log_q = at_least(s * inverse_temperature - s_lse, FLOOR)
+                log_p = at_least(t * inverse_temperature - t_lse, FLOOR)
                 q = tl.exp(log_q)
                 p = tl.exp(log_p)
                 inside = positions < columns
-                movable = inside & (log_q > FLOOR)
+                movable = inside & ~(log_q <= FLOOR)
                 new_values = ()
                 slopes = tl.zeros_like(q)
                 for k in tl.static_range(K):
@@ -206,14 +212,14 @@ def row_gradient(
     gradient = tl.zeros_like(s)
     if K > 0:
         t = read(T + row * t_stride, t_columns, positions, t_scale, t_softcap, T_CAPPED)
-        log_q = tl.maximum(s * inverse_temperature - tl.load(SUMS + row), FLOOR)
-        log_p = tl.maximum(t * inverse_temperature - tl.load(SUMS + rows + row), FLOOR)
+        log_q = at_least(s * inverse_temperature - tl.load(SUMS + row), FLOOR)
+        log_p = at_least(t * inverse_temperature - tl.load(SUMS + rows + row), FLOOR)
         q = tl.exp(log_q)
         p = tl.exp(log_p)
         for k in tl.static_range(K):
             _, slope = ENTRIES[k](log_p, log_q, p, q, PARAMETERS[k])
             gradient += tl.load(FACTORS + k) * slope
-        gradient = tl.where(log_q > FLOOR, gradient * inverse_temperature, 0.0)
+        gradient = tl.where(log_q <= FLOOR, 0.0, gradient * inverse_temperature)
         gradient -= q * tl.load(SUMS + 2 * rows + row)
     if WITH_TARGETS:
         untempered = tl.exp(s - tl.load(SUMS + 3 * rows + row))

@@ -119,11 +119,13 @@ class TopKKernels:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Values ``[K, N]``, and what `gradient` goes by."""
         (rows, columns), T = student.shape, self._mixture.temperature
+        if not rows:
+            return weights.new_zeros(len(self._mixture.labels), 0), ()
         student = with_unit_stride(student)
         ids = teacher.ids.to(torch.int64)
         members = _bits(ids, columns)
         lse = weights.new_zeros(2, rows)
-        if rows:
+        with torch.cuda.device_of(student):
             tail_sums[(rows,)](
                 student, members, weights, lse, student.stride(0), members.stride(0), columns, rows, 1.0 / T,
                 *self._scalars, **self._constants, BLOCK=block_of(columns),
@@ -159,11 +161,13 @@ class TopKKernels:
         out: Tensor,
     ) -> None:
         """Write ``upstream·∂loss/∂student`` to `out`, which may be `student` itself."""
+        if not sums:
+            return
         scalars, members, ids, known = sums
         rows, columns = student.shape
         student = with_unit_stride(student)
         block = block_of(columns)
-        if rows:
+        with torch.cuda.device_of(student):
             tail_gradient[(rows, triton.cdiv(columns, block))](
                 student, members, weights if targets is None else targets, weights, upstream, scalars, out,
                 student.stride(0), members.stride(0), out.stride(0), columns, rows, 1.0 / self._mixture.temperature,
@@ -176,5 +180,5 @@ class TopKKernels:
 
 def _bits(ids: Tensor, columns: int) -> Tensor:
     """One bit per token, ``[N, columns / 8]``; 1 for the ids, which differ within a row."""
-    bits = torch.zeros(len(ids), triton.cdiv(columns, 8), dtype=torch.int32, device=ids.device)
-    return bits.scatter_add_(-1, ids // 8, (1 << (ids % 8)).to(torch.int32)).to(torch.uint8)
+    bits = torch.zeros(len(ids), triton.cdiv(columns, 8), dtype=torch.uint8, device=ids.device)
+    return bits.scatter_add_(-1, ids // 8, (1 << (ids % 8)).to(torch.uint8))

@@ -10,7 +10,7 @@ from torch import nn
 from lantern_pl.causal_lm import load_causal_lm
 from lantern_pl.data.pair import Pair
 from lantern_pl.divergences.contract import WeightedDivergence
-from lantern_pl.divergences.first_party import KL
+from lantern_pl.divergences.first_party import JS, KL
 from lantern_pl.students import DecoderStudent, Lora
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.local_model import HFTeacher
@@ -141,6 +141,15 @@ def test_a_wider_padded_vocabulary_of_the_teacher_is_no_probability_mass(
         log_p = u.log_softmax(-1)
         expected = float((log_p.exp() * (log_p - log_q)).sum() * 4)
         assert float(padded.summed_loss(batch)[0].loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_labels_tell_two_of_a_kind_apart(make_decoder: MakeDecoder, pairs: list[Pair]) -> None:
+    """Also with a dot in it, which no submodule's name may have."""
+    mixture = [WeightedDivergence(JS(beta), label=f"js_{beta}") for beta in (0.1, 0.9)]
+    student = make_decoder(mixture=mixture)
+    student.update_metrics(batch_of(student, pairs))
+    figures = student.means.finish()
+    assert 0 < figures["js_0.1"] != figures["js_0.9"] > 0
 
 
 def test_supervised_fine_tuning_needs_no_teacher(make_decoder: MakeDecoder, pairs: list[Pair]) -> None:
