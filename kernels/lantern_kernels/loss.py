@@ -82,7 +82,8 @@ def mixture_loss(
         is exactly 0 even if its logits are NaN. If none counts, the loss is 0 with a gradient of zeros.
 
     Raises:
-        ValueError: Before any work, naming the argument, its value and what was expected.
+        ValueError: Before any work, naming the argument, its value and what was expected. On a GPU, to look at the values
+            within a tensor would mean to wait for it: there a wrong one is a device-side assertion.
     """
     student = student_logits if isinstance(student_logits, Logits) else Logits(student_logits)
     options = Options(temperature, cross_entropy, ignore_index, backend, accurate, in_place, process_group=process_group)
@@ -130,7 +131,8 @@ def linear_mixture_loss(
         As `mixture_loss`.
 
     Raises:
-        ValueError: Before any work, naming the argument, its value and what was expected.
+        ValueError: Before any work, naming the argument, its value and what was expected. On a GPU, to look at the values
+            within a tensor would mean to wait for it: there a wrong one is a device-side assertion.
     """
     options = Options(
         temperature,
