@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,11 +35,11 @@ _TILE_BYTES_CPU = 3 << 19
 _seen: Counter[_Recipe] = Counter()
 _not_compilable: set[_Recipe] = set()
 
-OnChunk = Callable[[Tensor, Tensor | TopK | None, Tensor | None, Tensor], Tensor]
+OnChunk = Callable[[Tensor, Tensor | TopK | None, Tensor | None, Tensor, Tensor | None], Tensor]
 """Values ``[K, n]`` from student's and teacher's logits ``[n, V]``, targets ``[n]`` and row weights ``[n]``.
 
-The logits come ahead of their bend. The gradient with respect to the student's, if it's wanted, takes their place, times
-the row weights.
+The logits come ahead of their bend. The gradient with respect to the student's, times the row weights, is written to the
+last argument, which may be the student's logits themselves; None if it isn't wanted.
 """
 
 
@@ -52,7 +52,6 @@ class _Recipe:
     with_targets: bool
     student_bend: Bend
     teacher_bend: Bend
-    with_gradient: bool
 
 
 def on_chunk(
@@ -60,7 +59,6 @@ def on_chunk(
     student_bend: Bend,
     teacher_bend: Bend,
     *,
-    with_gradient: bool,
     logits: int,
     backend: str,
     accurate: bool,
@@ -71,13 +69,14 @@ def on_chunk(
         mixture: What to compute.
         student_bend: What makes logits of what the student's chunks hold.
         teacher_bend: The teacher's.
-        with_gradient: Whether to leave a gradient.
         logits: How many of the student's the call has; what "auto" goes by.
         backend: "torch" for eager mode, "inductor", "triton", or "auto": Inductor once it pays.
         accurate: Whether the values are to stay exact as the student converges.
     """
 
-    def eager(student: Tensor, teacher: Tensor | TopK | None, targets: Tensor | None, weights: Tensor) -> Tensor:
+    def eager(
+        student: Tensor, teacher: Tensor | TopK | None, targets: Tensor | None, weights: Tensor, out: Tensor | None
+    ) -> Tensor:
         values = weights.new_empty(len(mixture.labels), len(weights))
         rows = max(1, _TILE_BYTES_CPU // (student.shape[1] * student.element_size())) if student.is_cpu else len(student)
         for start in range(0, len(weights), max(1, rows)):
@@ -90,15 +89,17 @@ def on_chunk(
                 logits = logits.double()
                 t_logits = t_logits.double() if isinstance(t_logits, Tensor) else t_logits
             y_tile = None if targets is None else targets[tile]
-            values[:, tile], gradient = mixture.rows(logits, t_logits, y_tile, with_gradient)
-            if gradient is not None:
-                torch.mul(student_bend.back(gradient, logits), weights[tile, None], out=student[tile])
+            values[:, tile], gradient = mixture.rows(logits, t_logits, y_tile, out is not None)
+            if gradient is not None and out is not None:
+                torch.mul(student_bend.back(gradient, logits), weights[tile, None], out=out[tile])
         return values
 
-    def compiled(student: Tensor, teacher: Any, targets: Tensor | None, weights: Tensor) -> Tensor:
+    def compiled(student: Tensor, teacher: Any, targets: Tensor | None, weights: Tensor, out: Tensor | None) -> Tensor:
         # As tensors, so that a schedule of weights or temperature doesn't compile anew at each step.
         factors, T = weights.new_tensor(mixture.factors), mixture.temperature
-        return _compile(recipe)(student, teacher, targets, weights, factors, T if T == 1.0 else weights.new_tensor(T))
+        chunk = _compile(recipe, gradient="none" if out is None else "in place" if out is student else "apart")
+        apart = () if out is None or out is student else (out,)
+        return chunk(student, teacher, targets, weights, factors, T if T == 1.0 else weights.new_tensor(T), *apart)
 
     def compiled_if_possible(student: Tensor, *rest: Any) -> Tensor:
         if recipe in _not_compilable:
@@ -113,19 +114,19 @@ def on_chunk(
 
     kernels: RowKernels | TopKKernels | None = None
 
-    def fused(student: Tensor, teacher: Any, targets: Tensor | None, weights: Tensor) -> Tensor:
+    def fused(student: Tensor, teacher: Any, targets: Tensor | None, weights: Tensor, out: Tensor | None) -> Tensor:
         nonlocal kernels
         kernels = kernels or row_kernels(mixture, student_bend, teacher_bend, accurate, isinstance(teacher, TopK))
         values, sums = kernels.sums(student, teacher, targets, weights)
-        if with_gradient:
-            kernels.gradient(student, teacher, targets, weights, sums, weights.new_ones(()), out=student)
+        if out is not None:
+            kernels.gradient(student, teacher, targets, weights, sums, weights.new_ones(()), out=out)
         return values
 
     if backend == "triton":
         return fused
     if backend == "torch" or accurate or not mixture.is_pointwise:
         return eager
-    recipe = _recipe(mixture, student_bend, teacher_bend, with_gradient)
+    recipe = _recipe(mixture, student_bend, teacher_bend)
     if backend == "inductor":
         return compiled
     _seen[recipe] += logits
@@ -142,10 +143,10 @@ def row_kernels(
     return TopKKernels(mixture, student_bend) if top_k else RowKernels(mixture, student_bend, teacher_bend, accurate)
 
 
-def _recipe(mixture: Mixture, student_bend: Bend, teacher_bend: Bend, with_gradient: bool) -> _Recipe:
+def _recipe(mixture: Mixture, student_bend: Bend, teacher_bend: Bend) -> _Recipe:
     divergences = tuple(term.divergence for term in mixture.terms if isinstance(term.divergence, Pointwise))
     identities = tuple(map(_identity, divergences))
-    return _Recipe(divergences, identities, mixture.with_targets, student_bend, teacher_bend, with_gradient)
+    return _Recipe(divergences, identities, mixture.with_targets, student_bend, teacher_bend)
 
 
 def _identity(divergence: Pointwise) -> Hashable:
@@ -158,7 +159,7 @@ def _identity(divergence: Pointwise) -> Hashable:
 
 
 @lru_cache(maxsize=64)
-def _compile(recipe: _Recipe) -> Callable[..., Tensor]:
+def _compile(recipe: _Recipe, gradient: Literal["none", "in place", "apart"]) -> Callable[..., Tensor]:
     def chunk(
         student: Tensor,
         teacher: Tensor | None,
@@ -166,14 +167,15 @@ def _compile(recipe: _Recipe) -> Callable[..., Tensor]:
         weights: Tensor,
         factors: Tensor,
         temperature: Tensor | float,
+        out: Tensor | None = None,
     ) -> Tensor:
         logits = recipe.student_bend(student)
         t_logits = None if teacher is None else recipe.teacher_bend(teacher)
-        values, gradient = pointwise_rows(
-            recipe.divergences, logits, t_logits, targets, factors, temperature, recipe.with_gradient
+        values, slope = pointwise_rows(
+            recipe.divergences, logits, t_logits, targets, factors, temperature, gradient != "none"
         )
-        if gradient is not None:
-            torch.mul(recipe.student_bend.back(gradient, logits), weights[:, None], out=student)
+        if slope is not None:
+            torch.mul(recipe.student_bend.back(slope, logits), weights[:, None], out=student if out is None else out)
         return torch.stack(values)
 
     # Dynamo counts compilations of a code object, whichever closure it belongs to; each recipe is to have its own count.

@@ -72,11 +72,11 @@ class WithTriton(Protocol):
 
 
 def has_triton_entry(divergence: object) -> bool:
-    """Whether its Triton function is that of its own `value_and_slope`, not of one that a subclass has overridden."""
+    """Whether its Triton function is that of its own numbers, not of some that a subclass has overridden."""
     for cls in type(divergence).__mro__:
         if "triton_entry" in vars(cls):
             return True
-        if "value_and_slope" in vars(cls):
+        if {"value_and_slope", "value", "slope"} & vars(cls).keys():
             return False
     return False
 

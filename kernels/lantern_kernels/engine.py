@@ -16,11 +16,11 @@ from lantern_kernels.chunk import on_chunk, row_kernels
 from lantern_kernels.heads import Head, Logits, Rows, bend_of, open_side, open_teacher, tensors_of, vocabulary
 from lantern_kernels.mixture import Mixture
 from lantern_kernels.top_k import TopK
+from lantern_kernels.workspace import borrowed
 
-# Both sides' logits of a chunk. Larger chunks make better GEMMs, but on a CPU buffers of 50 MB make the allocator map and
-# unmap temporaries anew for each, and that costs more. With fewer than 128 rows GEMMs get slow, whatever the
-# vocabulary. An accelerator wants a thousand rows and more.
-_CHUNK_BYTES_CPU = 64 << 20
+# Both sides' logits of a chunk. Larger chunks make better GEMMs, and take more memory. With fewer than 128 rows GEMMs get
+# slow, whatever the vocabulary. An accelerator wants a thousand rows and more.
+_CHUNK_BYTES_CPU = 128 << 20
 _CHUNK_BYTES_ACCELERATOR = 1 << 30
 _FEWEST_ROWS = 128
 
@@ -119,31 +119,31 @@ def walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor 
     columns = max(vocabulary(job.student), vocabulary(teacher_source))
     chunk_rows = _chunk_rows(job, columns)
     values = weights.new_zeros(len(mixture.labels), len(weights))
-    with torch.no_grad(), torch.autocast(weights.device.type, enabled=False):
-        student = open_side(
-            job.student, weights.dtype, chunk_rows, columns, wanted, weights if job.backend == "triton" else None
-        )
-        teacher = None if teacher_source is None else open_teacher(teacher_source, weights.dtype, chunk_rows, columns)
+    with torch.no_grad(), torch.autocast(weights.device.type, enabled=False), borrowed() as workspace:
+        sizes = weights.dtype, chunk_rows, columns, workspace
+        student = open_side(job.student, *sizes, wanted, weights if job.backend == "triton" else None)
+        teacher = None if teacher_source is None else open_teacher(teacher_source, *sizes)
         work = on_chunk(
             mixture,
             bend_of(job.student),
             bend_of(teacher_source),
-            with_gradient=any(wanted),
             logits=columns * len(weights),
             backend=job.backend,
             accurate=job.accurate,
         )
         for rows in _split(job.rows, len(weights), chunk_rows):
             logits = student.read(rows)
+            gradient = student.room(rows, logits) if any(wanted) else None
             values[:, rows] = work(
                 logits,
                 None if teacher is None else teacher.read(rows),
                 None if job.targets is None else job.targets[rows].long(),
                 weights[rows],
+                gradient,
             )
-            if any(wanted):
+            if gradient is not None:
                 largest = weights[rows].abs().max() if job.skip_below else None
-                student.take(rows, logits, None if largest is None else job.skip_below * largest)
+                student.take(rows, gradient, None if largest is None else job.skip_below * largest)
         loss = mixture.weighted_sum(values) @ weights
         gradients = student.gradients()
         if mixture.group is not None and isinstance(job.student, Head) and gradients[0] is not None:

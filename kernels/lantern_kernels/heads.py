@@ -7,17 +7,22 @@ student's side the gradient of that chunk back. The two kinds of side look alike
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lantern_kernels.top_k import TopK
+from lantern_kernels.workspace import Workspace
 
 # Choosing columns copies them; with more than this share of them the dense products take less.
 _SPARSE = 0.6
+
+Room = Callable[[Tensor], Tensor]
+"""Gives a buffer for a chunk's logits, of the dtype and on the device of the argument."""
 
 Rows = slice | Tensor
 """A choice of rows: a slice where they're contiguous, which costs no copy, and ids where they aren't."""
@@ -92,7 +97,10 @@ class Side(Protocol):
     """
 
     def read(self, rows: Rows) -> Tensor:
-        """Logits ``[n, columns]``, in a buffer that the next call writes over; the caller may, too."""
+        """Logits ``[n, columns]``, to be read only; the next call may write over them."""
+
+    def room(self, rows: Rows, logits: Tensor) -> Tensor:
+        """Where to write the gradient ``[n, columns]`` of the logits that were read last: possibly over them."""
 
     def take(self, rows: Rows, gradient: Tensor, negligible: Tensor | None) -> None:
         """Note the gradient, ``[n, columns]``, of the logits of `rows` ahead of their bend. Each row comes once.
@@ -111,15 +119,13 @@ class _ProjectedSide:
     dtype is converted, once, and its copy held as long as the loss is being computed.
     """
 
-    def __init__(
-        self, head: Head, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool], weights: Tensor | None
-    ):
+    def __init__(self, head: Head, dtype: torch.dtype, room: Room, wanted: Sequence[bool], weights: Tensor | None):
         self._head = head
         # A row that doesn't count may hold a NaN, which no gradient of 0 would keep out of a sum over rows.
         self._hidden = head.hidden if weights is None else head.hidden.masked_fill((weights == 0)[:, None], 0.0)
         self._weight = head.weight.to(dtype)
         self._bias = None if head.bias is None else head.bias.to(dtype)
-        self._buffer = self._weight.new_empty(chunk_rows, columns)
+        self._buffer = room(self._weight)
         hidden, weight, bias = wanted
         self._hidden_gradient = torch.zeros_like(head.hidden, dtype=_kept(head.hidden)) if hidden else None
         self._weight_gradient = torch.empty_like(self._weight) if weight else None
@@ -136,6 +142,9 @@ class _ProjectedSide:
         else:
             torch.addmm(self._bias, hidden, self._weight.t(), out=logits)
         return chunk
+
+    def room(self, rows: Rows, logits: Tensor) -> Tensor:
+        return logits
 
     def take(self, rows: Rows, gradient: Tensor, negligible: Tensor | None) -> None:
         gradient = gradient[:, : len(self._weight)]
@@ -181,26 +190,36 @@ def _columns_above(gradient: Tensor, negligible: Tensor) -> Tensor | None:
 
 
 class _GivenSide:
-    """`Logits`."""
+    """`Logits`, which need no copy where they have the dtype and the width of the computation and the rows are a slice."""
 
-    def __init__(self, source: Logits, dtype: torch.dtype, chunk_rows: int, columns: int, wanted: Sequence[bool]):
+    def __init__(self, source: Logits, dtype: torch.dtype, columns: int, room: Room, wanted: Sequence[bool]):
         self._logits = logits = source.values
-        self._buffer = logits.new_empty(chunk_rows, columns, dtype=dtype)
+        self._fits = logits.dtype == dtype and logits.shape[1] == columns
+        self._buffer = None if self._fits else room(logits.new_empty(0, dtype=dtype))
         self._gradient = torch.zeros_like(logits, dtype=_kept(logits)) if any(wanted) else None
 
     def read(self, rows: Rows) -> Tensor:
         given = self._logits[rows]
+        if self._buffer is None:
+            return given
         chunk = self._buffer[: len(given)]
         chunk[:, : given.shape[1]] = given
         chunk[:, given.shape[1] :] = -math.inf
         return chunk
 
+    def room(self, rows: Rows, logits: Tensor) -> Tensor:
+        # What was read is the caller's own, or a copy.
+        return self._gradient[rows] if self._is_view(rows) and self._gradient is not None else logits
+
     def take(self, rows: Rows, gradient: Tensor, negligible: Tensor | None) -> None:
-        if self._gradient is not None:
+        if self._gradient is not None and not self._is_view(rows):
             self._gradient[rows] = gradient[:, : self._gradient.shape[1]].to(self._gradient.dtype)
 
     def gradients(self) -> list[Tensor | None]:
         return [self._gradient]
+
+    def _is_view(self, rows: Rows) -> bool:
+        return self._fits and isinstance(rows, slice)
 
 
 class _TopKSide:
@@ -213,9 +232,11 @@ class _TopKSide:
         return self._source[rows]
 
 
-def open_teacher(source: Head | Logits | TopK, dtype: torch.dtype, chunk_rows: int, columns: int) -> TeacherSide:
+def open_teacher(
+    source: Head | Logits | TopK, dtype: torch.dtype, chunk_rows: int, columns: int, workspace: Workspace
+) -> TeacherSide:
     """Ready a teacher to be read by chunks of at most `chunk_rows`."""
-    return _TopKSide(source) if isinstance(source, TopK) else open_side(source, dtype, chunk_rows, columns)
+    return _TopKSide(source) if isinstance(source, TopK) else open_side(source, dtype, chunk_rows, columns, workspace)
 
 
 def open_side(
@@ -223,6 +244,7 @@ def open_side(
     dtype: torch.dtype,
     chunk_rows: int,
     columns: int,
+    workspace: Workspace,
     wanted: Sequence[bool] | None = None,
     weights: Tensor | None = None,
 ) -> Side:
@@ -232,9 +254,10 @@ def open_side(
     """
     if wanted is None:
         wanted = [False] * len(tensors_of(source))
+    room = partial(workspace.empty, chunk_rows, columns)
     if isinstance(source, Head):
-        return _ProjectedSide(source, dtype, chunk_rows, columns, wanted, weights)
-    return _GivenSide(source, dtype, chunk_rows, columns, wanted)
+        return _ProjectedSide(source, dtype, room, wanted, weights)
+    return _GivenSide(source, dtype, columns, room, wanted)
 
 
 def bend_of(source: Head | Logits | TopK | None) -> Bend:

@@ -19,7 +19,7 @@ def forget(monkeypatch):
 def compilations(monkeypatch):
     """The recipes that were compiled for, in order."""
     seen, compile_ = [], chunk._compile
-    monkeypatch.setattr(chunk, "_compile", lambda recipe: (seen.append(recipe), compile_(recipe))[1])
+    monkeypatch.setattr(chunk, "_compile", lambda recipe, gradient: (seen.append(recipe), compile_(recipe, gradient))[1])
     return seen
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lantern_kernels import Head, Term, engine, linear_mixture_loss, mixture_loss
+from lantern_kernels import Head, Term, engine, linear_mixture_loss, mixture_loss, workspace
 from naive import MIXTURES
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -132,7 +132,45 @@ def test_a_default_chunk_is_bounded_by_memory_rather_than_by_rows():
     _, operations = products(student, teacher)
     both_sides = 2 * 4 * operations.largest
     assert both_sides <= engine._CHUNK_BYTES_CPU
-    assert operations.products.count([100, 60_000]) == 6, "three chunks of even size"
+    assert operations.products.count([150, 60_000]) == 4, "two chunks of even size"
+
+
+def test_calls_share_their_buffers_but_not_a_call_within_a_call():
+    """A CPU maps large blocks anew for each call otherwise; and an inner call mustn't write over the outer's."""
+
+    class Nested:
+        name = "nested"
+
+        def __call__(self, student_logits, teacher_logits):
+            linear_mixture_loss(head(4, 9, 3), head(4, 9, 3), [Term("js")])
+            return (student_logits - teacher_logits).square().sum(-1)
+
+    student, teacher = head(4, 9, 3), head(4, 9, 5)
+    expected = (student.hidden @ student.weight.t() - teacher.hidden @ teacher.weight.t()).square().sum(-1)
+    for _ in range(2):
+        torch.testing.assert_close(
+            linear_mixture_loss(student, teacher, [Term(Nested())]).terms["nested"], expected.detach()
+        )
+    assert len(workspace._blocks.free) == workspace._KEPT
+    with torch.inference_mode():
+        linear_mixture_loss(head(4, 30, 3), head(4, 30, 3), [Term("js")])
+    linear_mixture_loss(head(4, 30, 3), head(4, 30, 3), [Term("js")]).loss.backward()
+
+
+def test_given_logits_are_read_in_place_and_left_as_they_are():
+    student, teacher = (torch.randn(6, 50, dtype=torch.float64) for _ in range(2))
+    copies = student.clone(), teacher.clone()
+    with torch.inference_mode():
+        frozen = teacher.clone()
+    for backend in ("torch", "inductor"):
+        logits = student.clone().requires_grad_()
+        mixture_loss(logits, frozen, [Term("js")], backend=backend).loss.backward()
+        torch.testing.assert_close((logits.detach(), frozen.clone()), copies, rtol=0, atol=0)
+        exact = student.clone().requires_grad_()
+        p, q = teacher.softmax(-1), exact.softmax(-1)
+        m = (p + q) / 2
+        (0.5 * (p * (p / m).log() + q * (q / m).log()).sum(-1).mean()).backward()
+        torch.testing.assert_close(logits.grad, exact.grad)
 
 
 def test_four_matrix_products_a_chunk_fewer_when_frozen_and_two_without_gradient():

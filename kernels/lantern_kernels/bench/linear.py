@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from lantern_kernels.bench.measure import cpu_memory_growth, gpu_memory_growth, in_a_process, in_turns
+from lantern_kernels.bench.measure import cell, cpu_memory_growth, gpu_memory_growth, in_a_process, in_turns
 from lantern_kernels.heads import Head
 from lantern_kernels.loss import linear_mixture_loss
 from lantern_kernels.terms import Term
@@ -150,11 +150,22 @@ def trl_chunked(problem: Problem, case: Case) -> Tensor:
     return loss
 
 
+def liger(problem: Problem, case: Case) -> Tensor:
+    """Liger's fused linear JSD, in chunks of its default size; its β is the teacher's weight, and 0 the forward KL."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    soft_alone = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=case.trl_beta)
+    student, teacher = (problem.hidden, problem.weight), (problem.teacher_hidden, problem.teacher_weight)
+    loss: Tensor = soft_alone(*student, *teacher, problem.targets)
+    return loss
+
+
 IMPLEMENTATIONS: dict[str, Callable[[Problem, Case], Tensor | None]] = {
     "gemms": gemms,
     "lantern": lantern,
     "lantern eager": lantern_eager,
     "naive": naive,
+    "liger": liger,
     "trl gkd": trl_gkd,
     "trl chunked": trl_chunked,
 }
@@ -177,6 +188,7 @@ def measure(device: torch.device, rounds: int, quick: bool) -> dict[str, Any]:
                 "seconds": median,
                 "of_gemms": median / floor,
                 "of_lantern": median / own,
+                "gflop_per_s": 8 * setting.rows * setting.vocabulary * setting.hidden / median / 1e9,
                 "memory_mb": None if quick else memory_growth(setting, device, case, name),
                 "gradient_error": None if name == "gemms" else gradient_error(setting, device, case, name),
             }
@@ -191,7 +203,8 @@ def measure(device: torch.device, rounds: int, quick: bool) -> dict[str, Any]:
 
 def applies(name: str, case: Case) -> bool:
     """Whether an implementation is here and has the case's divergence."""
-    return not name.startswith("trl") or (case.trl_beta is not None and find_spec("trl") is not None)
+    peer = {"trl gkd": "trl", "trl chunked": "trl", "liger": "liger_kernel"}.get(name)
+    return peer is None or (case.trl_beta is not None and find_spec(peer) is not None)
 
 
 def gradient_error(setting: Setting, device: torch.device, case: str, name: str) -> float:
@@ -221,16 +234,21 @@ def _memory_growth_here(setting: Setting, case: str, name: str) -> float | None:
 
 
 def table(section: dict[str, Any]) -> str:
-    """The results as a Markdown table."""
+    """The results as a Markdown table; the rate counts the four products that are necessary, 8·N·V·d."""
     lines = [
-        "| case | implementation | seconds | of gemms | of lantern | memory growth, MB | gradient error |",
-        "|---|---|---|---|---|---|---|",
+        "| case | implementation | seconds | of gemms | of lantern | GFLOP/s | memory growth, MB | gradient error |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in section["results"]:
-        memory = "" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"
-        error = "" if row["gradient_error"] is None else f"{row['gradient_error']:.1e}"
-        lines.append(
-            f"| {row['case']} | {row['implementation']} | {row['seconds']:.3f} | {row['of_gemms']:.2f} "
-            f"| {row['of_lantern']:.2f} | {memory} | {error} |"
-        )
+        cells = [
+            row["case"],
+            row["implementation"],
+            f"{row['seconds']:.3f}",
+            f"{row['of_gemms']:.2f}",
+            f"{row['of_lantern']:.2f}",
+            f"{row['gflop_per_s']:.0f}",
+            cell("{:.0f}", row["memory_mb"]),
+            cell("{:.1e}", row["gradient_error"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

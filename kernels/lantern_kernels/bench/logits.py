@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from lantern_kernels.bench.measure import gpu_memory_growth, in_turns
+from lantern_kernels.bench.measure import cell, cpu_memory_growth, gpu_memory_growth, in_a_process, in_turns
 from lantern_kernels.loss import mixture_loss
 from lantern_kernels.terms import Term
 
 ROWS_OF_THE_ERROR_CHECK = 4
+"""At a time; on a GPU all rows are checked."""
+
+TRL_BETA = {"kl": 0.0, "js": 0.5}
 
 
 @dataclass(frozen=True)
@@ -46,25 +49,26 @@ def measure(device: torch.device, rounds: int, quick: bool) -> dict[str, Any]:
     setting = (QUICK if quick else SETTINGS)[device.type]
     student, teacher = make(setting, device)
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
-    for case, terms in CASES.items():
+    for case in CASES:
         calls[case, "copy"] = partial(_copy, torch.empty_like(teacher), teacher)
-        for name, loss in implementations(terms, device).items():
+        for name, loss in implementations(case, device).items():
             calls[case, name] = partial(step, loss, student, teacher)
     seconds = in_turns(calls, rounds, device)
     results = []
     for case, name in calls:
         median, own, copy = (statistics.median(seconds[case, of]) for of in (name, "lantern", "copy"))
         rate = 2 * teacher.numel() * teacher.element_size() / copy
-        floor = bytes_of_lantern(case, teacher.element_size()) * teacher.numel()
+        bytes_ = bytes_of(name, case, teacher.element_size())
         results.append(
             {
                 "case": case,
                 "implementation": name,
                 "seconds": median,
                 "of_lantern": median / own,
-                "copy_gb_per_s": rate / 1e9,
-                "share_of_copy_rate": floor / median / rate if name == "lantern" else None,
-                "memory_mb": gpu_memory_growth(calls[case, name]) if device.type == "cuda" and name != "copy" else None,
+                "bytes_per_pair": bytes_,
+                "gb_per_s": None if bytes_ is None else bytes_ * teacher.numel() / median / 1e9,
+                "share_of_copy_rate": None if bytes_ is None else bytes_ * teacher.numel() / median / rate,
+                "memory_mb": None if quick or name == "copy" else memory_growth(setting, device, case, name),
                 "gradient_error": None if name == "copy" else gradient_error(setting, device, case, name),
             }
         )
@@ -81,13 +85,19 @@ def make(setting: Setting, device: torch.device, rows: int | None = None) -> tup
     return student.to(dtype).requires_grad_(), teacher.to(dtype)
 
 
-def bytes_of_lantern(case: str, element: int) -> int:
-    """Bytes that must move per pair of logits: reading both two or three times, and writing the gradient."""
-    return element * (5 if case == "kl" else 7)
+def bytes_of(name: str, case: str, element: int) -> int | None:
+    """Bytes that must move per pair of logits: reading both two or three times, and writing the gradient.
+
+    A copy moves one side alone. Of the peers only the time is known.
+    """
+    if name == "copy":
+        return 2 * element
+    return element * (5 if case == "kl" else 7) if name == "lantern" else None
 
 
-def implementations(terms: Sequence[Term], device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def implementations(case: str, device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Loss functions of student and teacher logits."""
+    terms = CASES[case]
     naive_ = partial(naive, terms)
     on_gpu = device.type == "cuda"
     found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -95,6 +105,8 @@ def implementations(terms: Sequence[Term], device: torch.device) -> dict[str, Ca
         "naive": naive_,
         "naive compiled": torch.compile(naive_, dynamic=False),
     }
+    if case in TRL_BETA and find_spec("trl"):
+        found["trl gkd"] = partial(trl_gkd, TRL_BETA[case])
     if on_gpu and find_spec("liger_kernel"):
         found["liger"] = partial(liger, terms)
     return found
@@ -132,6 +144,14 @@ def liger(terms: Sequence[Term], student: Tensor, teacher: Tensor) -> Tensor:
     return loss
 
 
+def trl_gkd(beta: float, student: Tensor, teacher: Tensor) -> Tensor:
+    """TRL's loss, on float32 copies where logits are narrower, since it works in their dtype."""
+    from trl.experimental.gkd import GKDTrainer
+
+    loss: Tensor = GKDTrainer.generalized_jsd_loss(student.float(), teacher.float(), beta=beta)
+    return loss
+
+
 def step(loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor) -> Tensor:
     """One forward and backward: the gradient."""
     return torch.autograd.grad(loss(student, teacher), student)[0]
@@ -142,26 +162,56 @@ def _copy(target: Tensor, source: Tensor) -> None:
 
 
 def gradient_error(setting: Setting, device: torch.device, case: str, name: str) -> float:
-    """The largest error of the gradient against naive float64, relative to its largest entry."""
-    student, teacher = make(setting, device, ROWS_OF_THE_ERROR_CHECK)
-    exact = student.detach().double().requires_grad_()
-    wanted = step(partial(naive, CASES[case]), exact, teacher.double())
-    got = step(implementations(CASES[case], device)[name], student, teacher)
-    return float((got.double() - wanted).abs().max() / wanted.abs().max())
+    """The largest error of the gradient against naive float64, relative to its largest entry.
+
+    Of all rows on a GPU, where kernels may go wrong at full size alone; of a few on a CPU, which would take minutes.
+    """
+    few = ROWS_OF_THE_ERROR_CHECK
+    student, teacher = make(setting, device, None if device.type == "cuda" else few)
+    got = step(implementations(case, device)[name], student, teacher)
+    largest = error = 0.0
+    for start in range(0, len(student), few):
+        rows = slice(start, start + few)
+        exact = student.detach()[rows].double().requires_grad_()
+        wanted = step(partial(naive, CASES[case]), exact, teacher[rows].double()) * len(exact) / len(student)
+        error = max(error, float((got[rows].double() - wanted).abs().max()))
+        largest = max(largest, float(wanted.abs().max()))
+    return error / largest
+
+
+def memory_growth(setting: Setting, device: torch.device, case: str, name: str) -> float | None:
+    """MB by which a step raises the peak of the memory over what the logits take; the gradient is part of it."""
+    if device.type == "cuda":
+        return gpu_memory_growth(partial(step, implementations(case, device)[name], *make(setting, device)))
+    growth: float | None = in_a_process(_memory_growth_here, setting, case, name)
+    return growth
+
+
+def _memory_growth_here(setting: Setting, case: str, name: str) -> float | None:
+    device = torch.device("cpu")
+    loss = implementations(case, device)[name]
+    step(loss, *make(setting, device))  # compiles; VmHWM starts anew below
+    return cpu_memory_growth(partial(step, loss, *make(setting, device)))
 
 
 def table(section: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| case | implementation | seconds | of lantern | share of copy rate | memory growth, MB | gradient error |",
-        "|---|---|---|---|---|---|---|",
+        "| case | implementation | seconds | of lantern | bytes a pair | GB/s | of the copy's | memory growth, MB "
+        "| gradient error |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in section["results"]:
-        share = "" if row["share_of_copy_rate"] is None else f"{row['share_of_copy_rate']:.0%}"
-        memory = "" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"
-        error = "" if row["gradient_error"] is None else f"{row['gradient_error']:.1e}"
-        lines.append(
-            f"| {row['case']} | {row['implementation']} | {row['seconds']:.4f} | {row['of_lantern']:.2f} | {share} "
-            f"| {memory} | {error} |"
-        )
+        cells = [
+            row["case"],
+            row["implementation"],
+            f"{row['seconds']:.4f}",
+            f"{row['of_lantern']:.2f}",
+            cell("{}", row["bytes_per_pair"]),
+            cell("{:.1f}", row["gb_per_s"]),
+            cell("{:.0%}", row["share_of_copy_rate"]),
+            cell("{:.0f}", row["memory_mb"]),
+            cell("{:.1e}", row["gradient_error"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

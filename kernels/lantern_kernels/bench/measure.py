@@ -66,6 +66,11 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
+def cell(format_: str, value: Any) -> str:
+    """A table's cell: empty for None."""
+    return "" if value is None else format_.format(value)
+
+
 def machine() -> dict[str, Any]:
     """Processor, threads and versions: nothing that tells one machine of a kind from another."""
     cpu = platform.machine()
