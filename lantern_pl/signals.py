@@ -1,11 +1,12 @@
 """What a teacher says about a token or a pair, apart from where it came from.
 
-Token signals (`Hidden`, `Logits`) have one row for each supervised position of a batch, in the order of
+Token signals (`Hidden`, `Logits`, `TopK`) have one row for each supervised position of a batch, in the order of
 `TokenBatch.positions`. Pair signals (`LevelProbs`, `Annotation`) have one row for each pair.
 """
 
 from dataclasses import dataclass
 
+import lantern_kernels
 from lantern_kernels import Head
 from torch import Tensor
 
@@ -61,6 +62,24 @@ class Logits:
     def for_loss(self) -> Tensor:
         """What `lantern_kernels.linear_mixture_loss` takes as its teacher."""
         return self.logits
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The most probable tokens of each position, for a teacher that tells no more: a server, or signals on disk.
+
+    ids [N, k]: different tokens within a row; log_probs [N, k]: theirs at temperature 1, −inf for a token that pads the row;
+    tail_log_mass [N]: logarithm of the mass of all other tokens together, −inf if they have none. The tail counts as one
+    event, so every divergence on it is a lower bound of the full one, equal at k = V.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    tail_log_mass: Tensor
+
+    def for_loss(self) -> lantern_kernels.TopK:
+        """What `lantern_kernels.linear_mixture_loss` takes as its teacher, at temperature 1."""
+        return lantern_kernels.TopK(self.ids, self.log_probs, self.tail_log_mass)
 
 
 @dataclass(frozen=True)

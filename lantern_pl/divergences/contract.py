@@ -19,11 +19,14 @@ class Divergence:
         lantern_api: version of this contract that the class was written for.
         name: under which its value is logged.
         upper_bound: the largest value that it can take, None if it has no bound.
+        same_tokenizer: whether token ids must mean the same to teacher and student. With False, rows are the positions at
+            which a token of both starts at the same byte of the text, and column i of the two is not the same token.
     """
 
     lantern_api: ClassVar[int] = 1
     name: ClassVar[str]
     upper_bound: float | None = None
+    same_tokenizer: ClassVar[bool] = True
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Divergence [n] of logits [n, V] that were already divided by the temperature; differentiable in the student."""
@@ -36,15 +39,31 @@ class Divergence:
 
 
 class PointwiseDivergence(Divergence):
-    """A divergence of the form Σᵢ v(log pᵢ, log qᵢ), with p the teacher's and q the student's distribution."""
+    """A divergence of the form Σᵢ v(log pᵢ, log qᵢ), with p the teacher's and q the student's distribution.
+
+    Implement `value` and `slope`; or, where the two share work, `value_and_slope` in their place. For GPUs, add
+    `triton_entry` (see `lantern_kernels.divergences.WithTriton`): it's fused into one launch with all other terms.
+
+    All tensors are of one shape and dtype, the numbers elementwise. Log-probabilities are finite: −inf comes as −1e4, whose
+    exponential is 0. v had better be ≥ 0 for every entry, which keeps its accuracy as the student converges.
+    """
+
+    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """v, in nats."""
+        return self._both("value", log_p, log_q)[0]
+
+    def slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """∂v/∂log q. Unlike ∂v/∂q, it stays bounded where q vanishes (forward KL: −p instead of −p/q)."""
+        return self._both("slope", log_p, log_q)[1]
 
     def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """v in nats and ∂v/∂log q, elementwise; p and q are the exponentials of log_p and log_q.
+        """Both; p and q are the exponentials of log_p and log_q."""
+        return self.value(log_p, log_q), self.slope(log_p, log_q)
 
-        Log-probabilities are finite: −inf comes as −1e4, whose exponential is 0. Unlike ∂v/∂q, the slope stays bounded
-        where q vanishes (forward KL: −p instead of −p/q).
-        """
-        raise TypeError(f"{type(self).__name__} doesn't implement value_and_slope(log_p, log_q, p, q)")
+    def _both(self, missing: str, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        if type(self).value_and_slope is PointwiseDivergence.value_and_slope:
+            raise TypeError(f"{type(self).__name__} doesn't implement {missing}(log_p, log_q)")
+        return self.value_and_slope(log_p, log_q, log_p.exp(), log_q.exp())
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         log_p, log_q = (logits.log_softmax(-1).clamp_min(LOG_FLOOR) for logits in (teacher_logits, student_logits))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lantern_pl.data.featurize import EncoderFeaturizer
 from lantern_pl.data.pair import Pair
@@ -25,6 +26,7 @@ class EncoderTeacher(Teacher):
     """
 
     capabilities = frozenset({"level_probs"})
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, model: str, max_length: int = 512) -> None:
         if not is_classifier(model):

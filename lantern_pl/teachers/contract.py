@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.signals import Annotation, Hidden, LevelProbs, Logits, TokenBatch
+from lantern_pl.signals import Annotation, Hidden, LevelProbs, Logits, TokenBatch, TopK
 from lantern_pl.tasks import Task
+
+CAPABILITIES = ("annotate", "level_probs", "score_tokens")
+"""What a teacher can be asked for: the methods of these names."""
 
 
 class Teacher:
@@ -21,15 +25,19 @@ class Teacher:
 
     Attributes:
         lantern_api: version of this contract that the class was written for.
-        capabilities: which of `annotate`, `level_probs`, `score_tokens` it implements.
+        capabilities: which of `CAPABILITIES` it implements.
         tokenizer_fingerprint: see `lantern_pl.text.fingerprint`; needed for `score_tokens`, else None.
         vocab_size: columns of its token signals; needed for `score_tokens`, else None.
+        tokenizer: what makes token ids of texts for `score_tokens`; needed only to teach a student that has another one.
+        top_k: how many tokens per position its token signals name; None for the whole vocabulary.
     """
 
     lantern_api: ClassVar[int] = 1
     capabilities: frozenset[str] = frozenset()
     tokenizer_fingerprint: str | None = None
     vocab_size: int | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    top_k: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What makes this teacher's answers what they are (model, revision, settings): plain JSON values."""
@@ -52,7 +60,7 @@ class Teacher:
         """A distribution over the task's levels for each pair, [B, K]."""
         raise self._cannot("level_probs")
 
-    def score_tokens(self, batch: TokenBatch) -> Hidden | Logits:
+    def score_tokens(self, batch: TokenBatch) -> Hidden | Logits | TopK:
         """The next-token signal at each of the batch's N positions, at temperature 1."""
         raise self._cannot("score_tokens")
 

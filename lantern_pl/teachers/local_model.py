@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lantern_pl.causal_lm import (
     Precision,
@@ -38,6 +38,7 @@ class HFTeacher(Teacher):
     """
 
     capabilities = frozenset({"annotate", "level_probs", "score_tokens"})
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, model: str, adapter: str | None = None, dtype: Precision = "auto", max_new_tokens: int = 96) -> None:
         manifest = read_manifest(model)
