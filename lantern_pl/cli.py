@@ -21,6 +21,9 @@ Data and models:
   data        make sample data: lantern data sample --pairs 200 --seed 0 --out data/sample
   models      list the models that came as wheels, and make them ready
 
+Plugins:
+  plugins     teachers and divergences that are installed, and one of your own: lantern plugins new divergence NAME
+
 Every command has --help. Values on the command line win over the config:
   lantern fit --config configs/encoder.yaml --data.path my_pairs.jsonl --trainer.max_epochs 3
 A config with every key and its default:  lantern fit --config configs/encoder.yaml --print_config
@@ -64,6 +67,12 @@ def _models(arguments: list[str]) -> int:
     return models_command(arguments[1:])
 
 
+def _plugins(arguments: list[str]) -> int:
+    from lantern_pl.plugin_command import plugins_command
+
+    return plugins_command(arguments[1:])
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "fit": _lightning,
     "validate": _lightning,
@@ -71,4 +80,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": _lightning,
     "data": _data,
     "models": _models,
+    "plugins": _plugins,
 }

@@ -4,8 +4,12 @@ A plugin is a class that a distribution registers in the entry-point group `lant
 `lantern_pl.divergences`. Configs name it by its alias, `lantern_pl.divergences.js`; the alias is what dumped configs and
 checkpoints keep, so a class can move without breaking them. Finding plugins reads metadata only; a plugin's code is
 imported when its alias is used, and a broken one harms nobody who doesn't use it.
+
+LANTERN_PLUGINS restricts whose plugins may load: `auto` (all), `none` (lantern-pl's own alone), or names of plugins or
+distributions, as in `LANTERN_PLUGINS=acme-divergences,hellinger`. lantern-pl's own always may.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -17,9 +21,14 @@ from lantern_pl.errors import UserError, did_you_mean
 
 API_VERSION = 1
 FIRST_PARTY = "lantern-pl"
+KINDS = {"divergence": "lantern_pl.divergences", "teacher": "lantern_pl.teachers"}
+"""The entry-point group of each kind of plugin."""
+RESTRICTION = "LANTERN_PLUGINS"
 
 on_load: list[Callable[[type], None]] = []
 """Called with each plugin as an alias leads to it: what a config may import then includes that class."""
+
+_origins: dict[type, EntryPoint] = {}
 
 
 class UnknownPlugin(UserError, AttributeError):
@@ -32,51 +41,83 @@ class UnusablePlugin(UserError, ImportError):
 
 def discover(group: str, found: Iterable[EntryPoint] | None = None) -> Mapping[str, list[EntryPoint]]:
     """Entry points of a group by name, without importing any. A first-party name has its first-party entry alone."""
-    return _installed(group) if found is None else _by_name(found)
+    return _installed(group) if found is None else by_name(found)
+
+
+def is_allowed(entry: EntryPoint, restriction: str | None = None) -> bool:
+    """Whether LANTERN_PLUGINS (or the value given in its place) lets a plugin load."""
+    if restriction is None:
+        restriction = os.environ.get(RESTRICTION, "auto")
+    names = {_normal(name) for name in restriction.split(",")}
+    own = distribution(entry)
+    return own == FIRST_PARTY or "auto" in names or bool(names & {_normal(entry.name), own})
 
 
 def load(group: str, name: str, found: Iterable[EntryPoint] | None = None) -> type:
     """Import the one plugin called `name`.
 
     Raises UnknownPlugin if there is none, with the nearest names; UnusablePlugin if several distributions claim the name,
-    if its import fails, if it isn't a class, or if it was written for another version of the contract.
+    if LANTERN_PLUGINS keeps it out, if its import fails, if it isn't a class, or if it was written for another version of
+    the contract.
     """
     plugins = discover(group, found)
     kind = group.rpartition(".")[2].removesuffix("s")
-    entries = plugins.get(name, [])
-    if not entries:
+    claims = plugins.get(name, [])
+    if not claims:
         raise UnknownPlugin(f"There is no {kind} called {name!r}. {did_you_mean(name, plugins)}")
+    entries = [entry for entry in claims if is_allowed(entry)]
+    claimants = " and ".join(describe(entry) for entry in entries or claims)
+    if not entries:
+        raise UnusablePlugin(
+            f"{RESTRICTION}={os.environ.get(RESTRICTION)} keeps out the {kind} {name!r} from {claimants}: add its "
+            f"distribution there, as in {RESTRICTION}={distribution(claims[0])}, or set it to auto."
+        )
     if len(entries) > 1:
-        claimants = " and ".join(describe(entry) for entry in entries)
-        raise UnusablePlugin(f"The {kind} {name!r} is claimed by {claimants}: uninstall one of them.")
-    entry = entries[0]
-    try:
-        plugin = entry.load()
-    except (Exception, SystemExit) as error:
         raise UnusablePlugin(
-            f"The {kind} {name!r} from {describe(entry)} can't be imported: {type(error).__name__}: {error}. "
-            "Update or uninstall that distribution."
-        ) from error
-    if not isinstance(plugin, type):
-        raise UnusablePlugin(
-            f"The {kind} {name!r} from {describe(entry)} is a {type(plugin).__name__}, a class is needed: its entry point "
-            "must name the class itself. Update or uninstall that distribution."
+            f"The {kind} {name!r} is claimed by {claimants}: uninstall one of them, or name the other's distribution in "
+            f"{RESTRICTION}."
         )
-    version = getattr(plugin, "lantern_api", None)
-    if version != API_VERSION:
-        raise UnusablePlugin(
-            f"The {kind} {name!r} from {describe(entry)} has lantern_api = {version!r}, this lantern-pl needs a class "
-            f"with lantern_api = {API_VERSION}: install versions that go together."
-        )
+    plugin = _import(kind, entries[0])
+    _origins[plugin] = entries[0]
     for told in on_load:
         told(plugin)
     return plugin
 
 
+def _import(kind: str, entry: EntryPoint) -> type:
+    try:
+        plugin = entry.load()
+    except (Exception, SystemExit) as error:
+        raise UnusablePlugin(
+            f"The {kind} {entry.name!r} from {describe(entry)} can't be imported: {type(error).__name__}: {error}. "
+            "Update or uninstall that distribution."
+        ) from error
+    if not isinstance(plugin, type):
+        raise UnusablePlugin(
+            f"The {kind} {entry.name!r} from {describe(entry)} is a {type(plugin).__name__}, a class is needed: its entry "
+            "point must name the class itself. Update or uninstall that distribution."
+        )
+    version = getattr(plugin, "lantern_api", None)
+    if version != API_VERSION:
+        raise UnusablePlugin(
+            f"The {kind} {entry.name!r} from {describe(entry)} has lantern_api = {version!r}, this lantern-pl needs a class "
+            f"with lantern_api = {API_VERSION}: install versions that go together."
+        )
+    return plugin
+
+
+def origin(plugin: object) -> str:
+    """Where an object's class came from, for messages: its plugin's distribution, version and entry point if it has one."""
+    for cls in type(plugin).__mro__:
+        if cls in _origins:
+            return f"{_origins[cls].name!r} from {describe(_origins[cls])}"
+    return type(plugin).__name__
+
+
 def describe(entry: EntryPoint) -> str:
     """Distribution, version and entry-point value, for messages and manifests."""
     version = entry.dist.version if entry.dist else "?"
-    return f"{_distribution(entry)} {version} ({entry.value})"
+    return f"{distribution(entry)} {version} ({entry.value})"
 
 
 def alias_lookup(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -93,21 +134,26 @@ def alias_lookup(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
 @cache
 def _installed(group: str) -> Mapping[str, list[EntryPoint]]:
     # This reads the metadata of every installed distribution, and parsing one config asks some hundred times.
-    return _by_name(entry_points(group=group))
+    return by_name(entry_points(group=group))
 
 
-def _by_name(found: Iterable[EntryPoint]) -> dict[str, list[EntryPoint]]:
-    by_name: dict[str, list[EntryPoint]] = {}
+def by_name(found: Iterable[EntryPoint]) -> dict[str, list[EntryPoint]]:
+    """Entry points by name, each claimant once; a first-party one alone."""
+    named: dict[str, list[EntryPoint]] = {}
     for entry in found:
-        by_name.setdefault(entry.name, []).append(entry)
-    for name, entries in by_name.items():
-        own = [entry for entry in entries if _distribution(entry) == FIRST_PARTY]
+        named.setdefault(entry.name, []).append(entry)
+    for name, entries in named.items():
+        own = [entry for entry in entries if distribution(entry) == FIRST_PARTY]
         # The same distribution can be listed twice when it is installed both editable and from a wheel.
-        unique = {(_distribution(entry), entry.value): entry for entry in own[:1] or entries}
-        by_name[name] = list(unique.values())
-    return by_name
+        unique = {(distribution(entry), entry.value): entry for entry in own[:1] or entries}
+        named[name] = list(unique.values())
+    return named
 
 
-def _distribution(entry: EntryPoint) -> str:
+def distribution(entry: EntryPoint) -> str:
     """The distribution's name in its normal form."""
-    return re.sub(r"[-_.]+", "-", entry.dist.name).lower() if entry.dist else "an unknown distribution"
+    return _normal(entry.dist.name) if entry.dist else "an unknown distribution"
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()

@@ -5,7 +5,9 @@
 
 from typing import Any
 
-__all__ = ["PairDataModule"]
+from lantern_pl.data.pair import Pair
+
+__all__ = ["Pair", "PairDataModule"]
 
 
 def __getattr__(name: str) -> Any:
