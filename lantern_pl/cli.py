@@ -23,6 +23,7 @@ Data and models:
 
 Plugins:
   plugins     teachers and divergences that are installed, and one of your own: lantern plugins new divergence NAME
+  completion  for your shell: eval "$(lantern completion bash)"
 
 Every command has --help. Values on the command line win over the config:
   lantern fit --config configs/encoder.yaml --data.path my_pairs.jsonl --trainer.max_epochs 3
@@ -73,6 +74,14 @@ def _plugins(arguments: list[str]) -> int:
     return plugins_command(arguments[1:])
 
 
+def _completion(arguments: list[str]) -> int:
+    from lantern_pl.completion import complete_command, completion_command
+
+    if arguments[0] == "complete":
+        return complete_command(arguments[1:], [name for name in COMMANDS if name != "complete"])
+    return completion_command(arguments[1:])
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "fit": _lightning,
     "validate": _lightning,
@@ -81,4 +90,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "data": _data,
     "models": _models,
     "plugins": _plugins,
+    "completion": _completion,
+    "complete": _completion,  # for the shell
 }

@@ -3,16 +3,11 @@
 import argparse
 import dataclasses
 import os
-import pickle
-import tempfile
 import typing
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
@@ -23,11 +18,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lantern_pl.data.pair_data  # noqa: F401  help names the data modules that are imported
 from lantern_pl import plugins
+from lantern_pl.checkpoint_layer import DEFAULT_RUN_DIR, checkpoint_layer
 from lantern_pl.config_errors import ConfigError, explain, innermost, name_options
 from lantern_pl.errors import UserError
 from lantern_pl.evaluation.comparison import ComparisonTable, FinalValidation
 from lantern_pl.progress import ProgressBar, quiet_libraries
-from lantern_pl.run_folder import CHECKPOINTS, CONFIG, CONFIG_KEY, PredictionFile, RunFolder
+from lantern_pl.run_folder import CHECKPOINTS, PredictionFile, RunFolder
 from lantern_pl.students.student import Student
 
 # What a config may name: nothing else is imported because a config says so. Plugins are let in one by one as they load.
@@ -38,7 +34,6 @@ HOW_TO_ALLOW = (
     f"own: {ALLOW_VARIABLE}=my_package lantern ..."
 )
 
-DEFAULT_RUN_DIR = "runs/unnamed"
 TRAINER_DEFAULTS = {
     "max_epochs": 1,
     "log_every_n_steps": 1,
@@ -68,11 +63,21 @@ class LanternArgumentParser(LightningArgumentParser):
                 parser.add_class_arguments(part, action.dest)
                 parser._remove_action(next(a for a in parser._actions if a.dest == action.dest))
                 parts.append(parser.format_help())
+        if any(action.dest == "model" for action in self._actions):
+            parts.append(_plugins_by_kind())
         return "\n".join(parts)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         parsers = [self, *(parser for action in self._actions for parser in _subparsers(action))]
         raise ConfigError(name_options(message, [action.dest for parser in parsers for action in parser._actions])) from ex
+
+
+def _plugins_by_kind() -> str:
+    """The aliases of all installed plugins, for help; none is imported."""
+    lines = ["Installed plugins, for class_path (`lantern plugins show NAME` says what one takes):"]
+    for kind, group in plugins.KINDS.items():
+        lines.append(f"  {kind}s: {', '.join(f'{group}.{name}' for name in sorted(plugins.discover(group)))}")
+    return "\n".join(lines) + "\n"
 
 
 def _dataclasses(typehint: Any) -> list[type]:
@@ -140,14 +145,20 @@ class LanternCLI(LightningCLI):
         """The checkpoint's own config is the lowest layer: config files and the command line win over it."""
         arguments = list(args)
         given = _given(arguments[1:], ("ckpt_path", "run_dir"))
-        with _checkpoint_layer(given) as layer:
+        with checkpoint_layer(given) as layer:
             if layer is not None:
-                path, self.checkpoint_config, config_file = layer
-                arguments[1:] = ["--config", str(config_file), *arguments[1:], "--ckpt_path", path]
+                arguments[1:] = ["--config", str(layer.file), *arguments[1:], "--ckpt_path", layer.path]
+                self.checkpoint_config = layer.config
             # LightningCLI warns when it gets arguments while sys.argv holds some; here they are the same.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 super().parse_arguments(parser, arguments)
+        for key, alias in (layer.lost if layer else {}).items():
+            if not self.config[self.command].get(f"model.init_args.{key}"):
+                raise UserError(
+                    f"model.{key}: the checkpoint was written with {alias}, which isn't installed under that name now. "
+                    f"Install that again or, if it has another name, give model.init_args.{key} anew with that name."
+                )
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets the checkpoint's hyper-parameters win over what the user gives; here it's the other way round
@@ -263,44 +274,6 @@ def _read_config(path: str) -> dict[str, Any]:
         raise UserError(f"The config {path!r} can't be read: {error.strerror}.") from error
     if not isinstance(config, dict):
         raise UserError(f"The config {path!r} holds no keys; expected run_dir, model, data and trainer.")
-    return config
-
-
-@contextmanager
-def _checkpoint_layer(given: dict[str, str]) -> Iterator[tuple[str, dict[str, Any], Path] | None]:
-    """For a run from a checkpoint: its path, the config in it, and that config as a file for the parser; else None."""
-    path = given.get("ckpt_path")
-    if path is None or path == "null":
-        yield None
-        return
-    if path == "last":
-        path = str(Path(given.get("run_dir", DEFAULT_RUN_DIR)) / CHECKPOINTS / "last.ckpt")
-    config = _config_of_checkpoint(path)
-    run_folder = Path(path).parent.parent
-    if Path(path).parent.name == CHECKPOINTS and (run_folder / CONFIG).is_file():
-        # Where the run is now: it may have been moved since.
-        config["run_dir"] = str(run_folder)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / CONFIG
-        file.write_text(yaml.safe_dump(config))
-        yield path, config, file
-
-
-def _config_of_checkpoint(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise UserError(f"There is no checkpoint {path!r}: give the path of a .ckpt file, or `last` with run_dir.")
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"The checkpoint {path!r} isn't one of lantern-pl, or is damaged: it holds more than tensors and plain values. "
-            "Nothing in it was run."
-        ) from error
-    except Exception as error:  # torch has no common class for what a damaged file leads to
-        raise UserError(f"The checkpoint {path!r} is damaged, or isn't a checkpoint.") from error
-    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
-        raise UserError(f"The checkpoint {path!r} isn't one of lantern-pl: it holds no {CONFIG_KEY}.")
-    config: dict[str, Any] = yaml.safe_load(checkpoint[CONFIG_KEY])
     return config
 
 

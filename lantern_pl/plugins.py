@@ -114,6 +114,17 @@ def origin(plugin: object) -> str:
     return type(plugin).__name__
 
 
+def loaded() -> dict[str, str]:
+    """The aliases that this process has used, and where each leads: what a checkpoint notes."""
+    return {f"{entry.group}.{entry.name}": describe(entry) for entry in _origins.values()}
+
+
+def lost(before: Mapping[str, str]) -> dict[str, str]:
+    """Of the plugins that `loaded` told at an earlier time, those that aren't there any more."""
+    groups = {alias: alias.rpartition(".")[::2] for alias in before}
+    return {alias: before[alias] for alias, (group, name) in groups.items() if name not in discover(group)}
+
+
 def describe(entry: EntryPoint) -> str:
     """Distribution, version and entry-point value, for messages and manifests."""
     version = entry.dist.version if entry.dist else "?"

@@ -17,12 +17,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from lantern_pl.errors import UserError
 from lantern_pl.evaluation.comparison import draw_curves
 from lantern_pl.model_files import MANIFEST, weights_identity
-from lantern_pl.plugins import describe, discover
+from lantern_pl.plugins import describe, discover, loaded
 from lantern_pl.students.student import Student
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 CONFIG_KEY = "lantern_config"
+PLUGINS_KEY = "lantern_plugins"
 FIGURES = "test.json"
 PREDICTIONS = "predictions.jsonl"
 # By any of these a folder is known as a run's: only such a one is moved aside or added to.
@@ -93,6 +94,7 @@ class RunFolder(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.config
+        checkpoint[PLUGINS_KEY] = loaded()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -4,7 +4,8 @@ Token signals (`Hidden`, `Logits`, `TopK`) have one row for each supervised posi
 `TokenBatch.positions`. Pair signals (`LevelProbs`, `Annotation`) have one row for each pair.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import lantern_kernels
 from lantern_kernels import Head
@@ -48,6 +49,10 @@ class Hidden:
     hidden: Tensor
     head: OutputHead
 
+    def at(self, rows: Tensor) -> Self:
+        """The signal at some of the rows, in their order."""
+        return replace(self, hidden=self.hidden[rows])
+
     def for_loss(self) -> Head:
         """What `lantern_kernels.linear_mixture_loss` takes as its teacher."""
         return self.head.on(self.hidden)
@@ -58,6 +63,10 @@ class Logits:
     """Raw logits [N, V], for a teacher that has no hidden states to give."""
 
     logits: Tensor
+
+    def at(self, rows: Tensor) -> Self:
+        """The signal at some of the rows, in their order."""
+        return replace(self, logits=self.logits[rows])
 
     def for_loss(self) -> Tensor:
         """What `lantern_kernels.linear_mixture_loss` takes as its teacher."""
@@ -76,6 +85,10 @@ class TopK:
     ids: Tensor
     log_probs: Tensor
     tail_log_mass: Tensor
+
+    def at(self, rows: Tensor) -> Self:
+        """The signal at some of the rows, in their order."""
+        return replace(self, ids=self.ids[rows], log_probs=self.log_probs[rows], tail_log_mass=self.tail_log_mass[rows])
 
     def for_loss(self) -> lantern_kernels.TopK:
         """What `lantern_kernels.linear_mixture_loss` takes as its teacher, at temperature 1."""

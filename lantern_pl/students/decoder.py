@@ -1,6 +1,6 @@
 """DecoderStudent: a small causal LM that explains the fit, taught by texts and by a teacher's logits."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,11 @@ from lantern_pl.causal_lm import generate, hidden_at_positions, load_causal_lm, 
 from lantern_pl.data.featurize import DecoderBatch, DecoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.depth_pruning import DepthPruning
-from lantern_pl.divergences.contract import WeightedDivergence
+from lantern_pl.divergences.contract import PointwiseDivergence, WeightedDivergence
 from lantern_pl.errors import UserError
+from lantern_pl.plugin_checks import check_divergence, checked_signal
+from lantern_pl.signals import Hidden, Logits, TokenBatch, TopK
+from lantern_pl.students.alignment import Aligner
 from lantern_pl.students.lora import Lora, add_lora, write_merged
 from lantern_pl.students.student import Means, Optimization, Student, check_loss
 from lantern_pl.tasks import Task
@@ -69,16 +72,19 @@ class DecoderStudent(Student):
         self.lora = lora
         self.terms: list[Term] = [weighted.term() for weighted in mixture or []]
         check_loss(self.terms, temperature, cross_entropy)
+        self.temperature = temperature
         if max_new_tokens < 1 or generate_pairs < 0:
             raise UserError(
                 f"model.max_new_tokens is {max_new_tokens} and generate_pairs {generate_pairs}: give 1 and 0, or more."
             )
         self.cross_entropy = cross_entropy
-        self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.generate_pairs = generate_pairs
         self.tokenizer = load_tokenizer(model)
+        self.divergences = [weighted.divergence for weighted in mixture or []]
         self.teacher = self._check_teacher(teacher)
+        for divergence in self.divergences:
+            check_divergence(divergence)
         lm = load_causal_lm(model, torch.float32, layers)
         self.lm: Any = (lm if lora is None else add_lora(lm, lora)).train()
         # Adapters alone go into checkpoints; the frozen weights come from `model` again.
@@ -91,6 +97,7 @@ class DecoderStudent(Student):
         return "decoder"
 
     def _check_teacher(self, teacher: Teacher | None) -> Teacher | None:
+        self._other_tokenizer = False
         if teacher is None:
             if self.terms:
                 raise UserError("model.mixture needs a teacher: give model.teacher, or leave the mixture empty.")
@@ -101,12 +108,26 @@ class DecoderStudent(Student):
                 f"{', '.join(sorted(teacher.capabilities))}); a decoder needs that. lantern_pl.teachers.hf can."
             )
         own = fingerprint(self.tokenizer)
-        if teacher.tokenizer_fingerprint != own:
+        self._other_tokenizer = teacher.tokenizer_fingerprint != own
+        tied = [d.name for d in self.divergences if d.same_tokenizer]
+        if self._other_tokenizer and (tied or not self.divergences or teacher.tokenizer is None):
+            why = f"{tied[0]!r} compares them token by token" if tied else "the mixture is empty"
+            if not tied and teacher.tokenizer is None:
+                why = "that teacher gives no tokenizer to align them by"
             raise UserError(
                 f"Teacher and student have different tokenizers: the teacher's fingerprint is "
                 f"{teacher.tokenizer_fingerprint}, that of the student {self.model_name!r} is {own}. Their token ids stand "
-                "for different texts, so their logits can't be compared. Choose a student of the teacher's family."
+                f"for different texts, and {why}. Choose a student of the teacher's family, or divergences that align "
+                "tokens by themselves (`lantern plugins show uld`)."
             )
+        if teacher.top_k is not None:
+            general = [d.name for d in self.divergences if not isinstance(d, PointwiseDivergence)]
+            if self.temperature != 1 or general:
+                what = f"{general[0]!r} needs all of them" if general else "probabilities of the others can't be softened"
+                raise UserError(
+                    f"The teacher {type(teacher).__name__} names only the {teacher.top_k} most probable tokens, and {what}: "
+                    "give model.temperature 1 and pointwise divergences, or a teacher with the whole vocabulary."
+                )
         return teacher
 
     def featurizer(self, task: Task, max_length: int) -> DecoderFeaturizer:
@@ -117,6 +138,10 @@ class DecoderStudent(Student):
         self._features = self.featurizer(self.task, self.trainer.datamodule.max_length)  # type: ignore[attr-defined]
         if self.teacher is not None:
             self.teacher.to(self.trainer.strategy.root_device)
+            self._teacher_was_checked = False
+            if self._other_tokenizer and self.teacher.tokenizer is not None:
+                theirs = DecoderFeaturizer(self.teacher.tokenizer, self.task, self._features.max_length)
+                self._aligner = Aligner(self.tokenizer, theirs)
 
     # Loss
 
@@ -127,26 +152,37 @@ class DecoderStudent(Student):
     def _mixture(self, batch: DecoderBatch, terms: list[Term]) -> tuple[MixtureOutput, Head]:
         """The loss summed over the N supervised positions, and the student's hidden states and head there."""
         student = output_head(self.lm).on(hidden_at_positions(self.lm, batch.tokens))
-        teacher = None
-        if self.teacher is not None and terms:
-            teacher = self.teacher.score_tokens(batch.tokens).for_loss()
-        output = linear_mixture_loss(
-            student,
-            teacher,
-            terms if teacher is not None else [],
-            temperature=self.temperature,
-            targets=batch.targets,
-            cross_entropy=self.cross_entropy,
-            row_weights=torch.ones(len(batch.targets), device=self.device),
+        supervised = {"targets": batch.targets, "cross_entropy": self.cross_entropy}
+        if self.teacher is None or not terms:
+            return self._loss(student, None, [], **supervised), student
+        if not self._other_tokenizer:
+            teacher = self._signal(batch.tokens).for_loss()
+            return self._loss(student, teacher, terms, **supervised), student
+        translated, rows, teacher_rows = self._aligner.align(batch)
+        signal = self._signal(translated.tokens)
+        aligned = self._loss(
+            replace(student, hidden=student.hidden[rows]), signal.at(teacher_rows).for_loss(), terms, cross_entropy=0.0
         )
-        return output, student
+        texts = self._loss(student, None, [], **supervised)
+        return MixtureOutput(aligned.loss + texts.loss, {**aligned.terms, **texts.terms}), student
+
+    def _loss(self, student: Head, teacher: Any, terms: list[Term], **supervised: Any) -> MixtureOutput:
+        weights = torch.ones(len(student.hidden), device=self.device)
+        return linear_mixture_loss(student, teacher, terms, temperature=self.temperature, row_weights=weights, **supervised)
+
+    def _signal(self, tokens: TokenBatch) -> Hidden | Logits | TopK:
+        assert self.teacher is not None
+        signal = checked_signal(self.teacher, tokens, look_at_values=not self._teacher_was_checked)
+        self._teacher_was_checked = True
+        return signal
 
     # Evaluation
 
     def _start_metrics(self) -> None:
         reported = {term.label: term for term in self.terms}
         # KL is the yardstick of every run, also where the mixture doesn't hold it or there is no mixture.
-        self.reported_terms = list({"kl": Term("kl", weight=0.0), **reported}.values()) if self.teacher else []
+        yardstick = {} if self.teacher is None or self._other_tokenizer else {"kl": Term("kl", weight=0.0)}
+        self.reported_terms = list({**yardstick, **reported}.values())
         names = [*(term.label for term in self.reported_terms), "cross_entropy", "token_accuracy"]
         self.means = Means(names)
         self.valid_format = MeanMetric()

@@ -17,6 +17,7 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.pair_classifier import Pooling, is_classifier, load_classifier, new_classifier, write_classifier
+from lantern_pl.plugin_checks import check_divergence, check_level_probs
 from lantern_pl.students.student import Means, Optimization, Student, check_loss
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Teacher
@@ -65,6 +66,8 @@ class EncoderStudent(Student):
         self.levels = levels or Task().levels
         self.terms: list[Term] = [weighted.term() for weighted in mixture or []]
         check_loss(self.terms, temperature, cross_entropy)
+        for weighted in mixture or []:
+            check_divergence(weighted.divergence)
         self.cross_entropy = cross_entropy
         self.temperature = temperature
         self.layers = layers
@@ -153,6 +156,7 @@ class EncoderStudent(Student):
         new = [pair for pair in batch.pairs if pair.pair_id not in self._level_probs]
         if new:
             probs = self.teacher.level_probs(new, self.task).probs.cpu()
+            probs = check_level_probs(self.teacher, probs, len(new), len(self.levels))
             self._level_probs |= {pair.pair_id: row for pair, row in zip(new, probs, strict=True)}
         return torch.stack([self._level_probs[pair.pair_id] for pair in batch.pairs]).to(batch.levels.device)
 

@@ -1,0 +1,75 @@
+"""The config that a checkpoint carries, as the lowest layer of a run that goes on from it."""
+
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lantern_pl import plugins
+from lantern_pl.errors import UserError
+from lantern_pl.run_folder import CHECKPOINTS, CONFIG, CONFIG_KEY, PLUGINS_KEY
+
+DEFAULT_RUN_DIR = "runs/unnamed"
+
+
+@dataclass
+class CheckpointLayer:
+    """What a run from a checkpoint starts from: its path, the config in it, and that as a file for the parser.
+
+    `lost` has the model's arguments that named plugins which are no more, and those plugins. They're not in the config.
+    """
+
+    path: str
+    config: dict[str, Any]
+    file: Path
+    lost: dict[str, str]
+
+
+@contextmanager
+def checkpoint_layer(given: dict[str, str]) -> Iterator[CheckpointLayer | None]:
+    """For a run from a checkpoint, else None."""
+    path = given.get("ckpt_path")
+    if path is None or path == "null":
+        yield None
+        return
+    if path == "last":
+        path = str(Path(given.get("run_dir", DEFAULT_RUN_DIR)) / CHECKPOINTS / "last.ckpt")
+    config, used = _config_of_checkpoint(path)
+    run_folder = Path(path).parent.parent
+    if Path(path).parent.name == CHECKPOINTS and (run_folder / CONFIG).is_file():
+        # Where the run is now: it may have been moved since.
+        config["run_dir"] = str(run_folder)
+    lost = {}
+    for alias, described in plugins.lost(used).items():
+        init_args = config["model"]["init_args"]
+        for key in [key for key, value in init_args.items() if alias in yaml.safe_dump(value)]:
+            del init_args[key]
+            lost[key] = f"{alias} from {described}"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / CONFIG
+        file.write_text(yaml.safe_dump(config))
+        yield CheckpointLayer(path, config, file, lost)
+
+
+def _config_of_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config that a checkpoint holds, and the plugins that were in use."""
+    if not Path(path).is_file():
+        raise UserError(f"There is no checkpoint {path!r}: give the path of a .ckpt file, or `last` with run_dir.")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"The checkpoint {path!r} isn't one of lantern-pl, or is damaged: it holds more than tensors and plain values. "
+            "Nothing in it was run."
+        ) from error
+    except Exception as error:  # torch has no common class for what a damaged file leads to
+        raise UserError(f"The checkpoint {path!r} is damaged, or isn't a checkpoint.") from error
+    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
+        raise UserError(f"The checkpoint {path!r} isn't one of lantern-pl: it holds no {CONFIG_KEY}.")
+    return yaml.safe_load(checkpoint[CONFIG_KEY]), checkpoint.get(PLUGINS_KEY, {})
