@@ -6,7 +6,9 @@ A script of its own, since a process either interprets Triton or compiles it. Tr
 object dumper, so any x86-64 Linux machine can do this.
 """
 
+import importlib.util
 import json
+import linecache
 import os
 import re
 import subprocess
@@ -17,6 +19,7 @@ from pathlib import Path
 import triton
 import triton.language as tl
 from lantern_kernels import JS, KL, TVD, ReverseKL
+from lantern_kernels.gpu.entries import sources
 from lantern_kernels.gpu.launch import BLOCK, KINDS, NUM_WARPS
 from lantern_kernels.gpu.rows import row_gradient, row_sums
 from lantern_kernels.gpu.top_k import tail_gradient, tail_sums
@@ -38,8 +41,10 @@ MIXTURES = {
 
 def constants(divergences, with_targets):
     entries = [divergence.triton_entry() for divergence in divergences]
+    functions = tuple(entry for entry, _ in entries)
     return {
-        "ENTRIES": tuple(entry for entry, _ in entries),
+        "ENTRIES": functions,
+        "SOURCES": sources(functions),
         "PARAMETERS": tuple(tuple(map(tl.constexpr, parameters)) for _, parameters in entries),
         "WITH_TARGETS": with_targets,
         "S_CAPPED": False,
@@ -48,9 +53,8 @@ def constants(divergences, with_targets):
     }
 
 
-def build(kernel, consts, target):
-    """A compiled kernel; pointers and integers are multiples of 16, as those of real vocabularies are."""
-    gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
+def source_of(kernel, consts):
+    """What is compiled; pointers and integers are multiples of 16, as those of real vocabularies are."""
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in consts:
@@ -61,8 +65,34 @@ def build(kernel, consts, target):
         else:
             signature[name] = "fp32"
     constexprs = {(kernel.arg_names.index(name),): value for name, value in consts.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
-    return triton.compile(source, target=gpu, options={"num_warps": NUM_WARPS})
+    return ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+
+
+def build(kernel, consts, target):
+    """A compiled kernel."""
+    gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
+    return triton.compile(source_of(kernel, consts), target=gpu, options={"num_warps": NUM_WARPS})
+
+
+def keys_of_an_edited_entry(folder):
+    """What Triton's cache on disk knows the gradient's kernel by, before and after an edit of a third party's entry."""
+    keys = []
+    for factor in (1.0, 2.0):
+        path = Path(folder) / "edited.py"
+        path.write_text(
+            f"import triton\n\n\n@triton.jit\ndef entry(log_p, log_q, p, q, parameters):\n    return p, {factor} * q\n"
+        )
+        spec = importlib.util.spec_from_file_location("edited", path)
+        module = importlib.util.module_from_spec(spec)
+        linecache.clearcache()
+        spec.loader.exec_module(module)
+
+        class Edited:
+            def triton_entry(self, entry=module.entry):
+                return entry, ()
+
+        keys.append(source_of(row_gradient, constants([Edited()], False)).hash())
+    return keys
 
 
 def usage(binary, target):
@@ -107,6 +137,8 @@ def main():
         consts = {"WITH_TARGETS": True, "S_CAPPED": False, "BLOCK": BLOCK}
         report[f"{target}: sums of top-k + ce"] = usage(build(tail_sums, consts, target), target)
         report[f"{target}: gradient of top-k + ce"] = usage(build(tail_gradient, consts, target), target)
+    with tempfile.TemporaryDirectory() as folder:
+        report["keys of an edited entry"] = keys_of_an_edited_entry(folder)
     print(json.dumps(report))
 
 

@@ -72,3 +72,9 @@ def test_against_a_top_k_teacher_the_student_alone_is_read(usage, target):
 def test_no_gradient_hides_a_nan(usage, target, mixture):
     """The interpreter can't tell: there a maximum of NaN and a number is NaN, on a GPU it's the number."""
     assert usage[f"{target}: gradient of {mixture}"]["nan_dropping"] == 0
+
+
+def test_an_edited_entry_is_compiled_anew(usage):
+    """Triton's cache on disk knows functions that are arguments by their names alone."""
+    before, after = usage["keys of an edited entry"]
+    assert before != after

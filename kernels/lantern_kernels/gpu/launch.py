@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lantern_kernels.divergences import KL, ReverseKL
+from lantern_kernels.gpu.entries import sources
 from lantern_kernels.gpu.rows import row_gradient, row_sums
 from lantern_kernels.heads import Bend
 from lantern_kernels.mixture import Mixture
@@ -44,8 +45,10 @@ class RowKernels:
             teacher_bend.scale,
             teacher_bend.softcap or 1.0,
         )
+        functions = tuple(function for function, _ in entries)
         self._constants: dict[str, Any] = {
-            "ENTRIES": tuple(function for function, _ in entries),
+            "ENTRIES": functions,
+            "SOURCES": sources(functions),
             "PARAMETERS": tuple(tuple(map(tl.constexpr, parameters)) for _, parameters in entries),
             "WITH_TARGETS": mixture.with_targets,
             "S_CAPPED": student_bend.softcap is not None,

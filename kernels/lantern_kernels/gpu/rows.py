@@ -55,7 +55,7 @@ def row_sums(
     S, T, TARGETS, WEIGHTS, FACTORS, VALUES, SUMS,
     s_stride, t_stride, s_columns, t_columns, rows,
     inverse_temperature, s_scale, s_softcap, t_scale, t_softcap,
-    ENTRIES: tl.constexpr, PARAMETERS: tl.constexpr, KINDS: tl.constexpr, ONE_SWEEP: tl.constexpr,
+    ENTRIES: tl.constexpr, SOURCES: tl.constexpr, PARAMETERS: tl.constexpr, KINDS: tl.constexpr, ONE_SWEEP: tl.constexpr,
     TEMPERED: tl.constexpr, WITH_TARGETS: tl.constexpr, S_CAPPED: tl.constexpr, T_CAPPED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -66,7 +66,7 @@ def row_sums(
         TARGETS: Class ids ``[rows]``, read WITH_TARGETS.
         WEIGHTS: Row weights ``[rows]``; the rows of weight 0 aren't read.
         FACTORS: Factor in the loss of each value, ``[K]``.
-        ENTRIES: The terms' entry functions, and PARAMETERS theirs.
+        ENTRIES: The terms' entry functions, and PARAMETERS theirs. SOURCES stands for their code (see `entries.sources`).
         KINDS: Per term 1 for KL, 2 for reverse KL, 0 for any other.
         ONE_SWEEP: Whether to do with one sweep where a row allows it; none of KINDS is 0 then.
     """
@@ -192,7 +192,7 @@ def row_gradient(
     S, T, TARGETS, WEIGHTS, UPSTREAM, FACTORS, SUMS, OUT,
     s_stride, t_stride, out_stride, s_columns, t_columns, rows,
     inverse_temperature, s_scale, s_softcap, t_scale, t_softcap,
-    ENTRIES: tl.constexpr, PARAMETERS: tl.constexpr, WITH_TARGETS: tl.constexpr,
+    ENTRIES: tl.constexpr, SOURCES: tl.constexpr, PARAMETERS: tl.constexpr, WITH_TARGETS: tl.constexpr,
     S_CAPPED: tl.constexpr, T_CAPPED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the loss with respect to S, one block of a row per program. OUT may be S itself.

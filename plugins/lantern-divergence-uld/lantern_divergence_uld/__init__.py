@@ -1,7 +1,8 @@
 """Universal logit distillation: what two models with different tokenizers have in common."""
 
-from lantern_pl.divergences import Divergence
 from torch import Tensor
+
+from lantern_pl.divergences import Divergence
 
 
 class ULD(Divergence):

@@ -9,6 +9,9 @@ import pytest
 import torch
 import yaml
 from lantern_divergence_uld import ULD
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from lantern_pl.data import Pair
 from lantern_pl.data.featurize import DecoderFeaturizer
 from lantern_pl.errors import UserError
@@ -16,8 +19,6 @@ from lantern_pl.students.alignment import Aligner, prefixes
 from lantern_pl.tasks import Task
 from lantern_pl.testing import DivergenceContract
 from lantern_pl.text import load_tokenizer
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CONFIG = Path(__file__).parent.parent / "configs" / "uld.yaml"
 TEXTS = ("Fit: high\nFive years of C++, “naïve Bayes” and 東京 😀.", "Fit: low\nNo SQL; 1234567.89 EUR  a year\n\n- none")
@@ -113,7 +114,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SHORT = (
-    *("--data.batch_size=2", "--data.eval_batch_size=2", "--model.generate_pairs=0"),
+    *("--data.batch_size=2", "--data.eval_batch_size=2", "--data.max_length=288", "--model.generate_pairs=0"),
     *("--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1"),
 )
 
