@@ -1,6 +1,6 @@
 """Compile the Triton functions for GPUs that aren't here, and print the name of each that does.
 
-    python ahead_of_time.py sm_90 gfx942
+    python extra_ahead_of_time.py sm_90 gfx942
 
 A script of its own, since a process either interprets Triton or compiles it. Triton bundles NVIDIA's assembler, so any
 x86-64 Linux machine can do this.
