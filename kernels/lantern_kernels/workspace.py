@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 _KEPT = 2
-"""Blocks that a thread keeps: one for the student's logits, one for the teacher's."""
+"""Blocks of each dtype that a thread keeps: one for the student's logits, one for the teacher's."""
+
+_LARGEST_KEPT = 256 << 20
+"""Bytes; a larger block, of a call with a chunk size of its own, is given back to the system."""
 
 
 class _Blocks(threading.local):
     def __init__(self) -> None:
-        self.free: list[Tensor] = []
+        self.free: dict[torch.dtype, list[Tensor]] = {}
 
 
 _blocks = _Blocks()
@@ -35,11 +38,10 @@ class Workspace:
         """``[rows, columns]`` of the dtype and on the device of `like`, holding anything."""
         if not like.is_cpu:
             return like.new_empty(rows, columns)
-        size = rows * columns
-        fitting = [block for block in _blocks.free if block.numel() >= size and block.dtype == like.dtype]
+        size, free = rows * columns, _blocks.free.setdefault(like.dtype, [])
+        fitting = [index for index, block in enumerate(free) if block.numel() >= size]
         if fitting:
-            block = min(fitting, key=Tensor.numel)
-            _blocks.free = [other for other in _blocks.free if other is not block]
+            block = free.pop(min(fitting, key=lambda index: free[index].numel()))
         else:
             # One that is made in inference mode can't be written to outside of it.
             with torch.inference_mode(False):
@@ -48,8 +50,11 @@ class Workspace:
         return block[:size].view(rows, columns)
 
     def give_back(self) -> None:
-        """Take the buffers back; the largest are kept."""
-        _blocks.free = sorted([*_blocks.free, *self._lent], key=lambda block: block.nbytes)[-_KEPT:]
+        """Take the buffers back; the largest that may be kept are."""
+        for block in self._lent:
+            if block.nbytes <= _LARGEST_KEPT:
+                kept = [*_blocks.free[block.dtype], block]
+                _blocks.free[block.dtype] = sorted(kept, key=Tensor.numel)[-_KEPT:]
         self._lent = []
 
 

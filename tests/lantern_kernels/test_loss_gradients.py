@@ -151,10 +151,19 @@ def test_calls_share_their_buffers_but_not_a_call_within_a_call():
         torch.testing.assert_close(
             linear_mixture_loss(student, teacher, [Term(Nested())]).terms["nested"], expected.detach()
         )
-    assert len(workspace._blocks.free) == workspace._KEPT
+    assert len(workspace._blocks.free[torch.float64]) == workspace._KEPT
     with torch.inference_mode():
         linear_mixture_loss(head(4, 30, 3), head(4, 30, 3), [Term("js")])
     linear_mixture_loss(head(4, 30, 3), head(4, 30, 3), [Term("js")]).loss.backward()
+
+
+def test_a_large_buffer_is_given_back_to_the_system(monkeypatch):
+    monkeypatch.setattr(workspace, "_blocks", workspace._Blocks())
+    monkeypatch.setattr(workspace, "_LARGEST_KEPT", 4 * 9 * 8)
+    linear_mixture_loss(head(5, 9, 3), head(5, 9, 3), [Term("js")])
+    assert workspace._blocks.free == {torch.float64: []}
+    linear_mixture_loss(head(4, 9, 3), head(4, 9, 3), [Term("js")])
+    assert [block.numel() for block in workspace._blocks.free[torch.float64]] == [36, 36]
 
 
 def test_given_logits_are_read_in_place_and_left_as_they_are():
