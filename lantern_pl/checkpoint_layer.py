@@ -47,8 +47,8 @@ def checkpoint_layer(given: dict[str, str]) -> Iterator[CheckpointLayer | None]:
         config["run_dir"] = str(run_folder)
     lost = {}
     for alias, described in plugins.lost(used).items():
-        init_args = config["model"]["init_args"]
-        for key in [key for key, value in init_args.items() if alias in yaml.safe_dump(value)]:
+        init_args = config["model"].get("init_args", {})
+        for key in [key for key, value in init_args.items() if alias in _class_paths(value)]:
             del init_args[key]
             lost[key] = f"{alias} from {described}"
     with tempfile.TemporaryDirectory() as folder:
@@ -73,3 +73,13 @@ def _config_of_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
         raise UserError(f"The checkpoint {path!r} isn't one of lantern-pl: it holds no {CONFIG_KEY}.")
     return yaml.safe_load(checkpoint[CONFIG_KEY]), checkpoint.get(PLUGINS_KEY, {})
+
+
+def _class_paths(value: Any) -> list[str]:
+    """Every class_path in a part of a config."""
+    if isinstance(value, list):
+        return [found for part in value for found in _class_paths(part)]
+    if not isinstance(value, dict):
+        return []
+    own = [value["class_path"]] if "class_path" in value else []
+    return own + [found for part in value.values() for found in _class_paths(part)]

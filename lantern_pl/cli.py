@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(__version__)
         return 0
-    command = COMMANDS.get(arguments[0])
+    # The last is what the completion script calls, for no person to type.
+    command = {**COMMANDS, "complete": _completion}.get(arguments[0])
     try:
         if command is None:
             raise UserError(f"There is no command {arguments[0]!r}. {did_you_mean(arguments[0], COMMANDS)}")
@@ -78,7 +79,7 @@ def _completion(arguments: list[str]) -> int:
     from lantern_pl.completion import complete_command, completion_command
 
     if arguments[0] == "complete":
-        return complete_command(arguments[1:], [name for name in COMMANDS if name != "complete"])
+        return complete_command(arguments[1:], list(COMMANDS))
     return completion_command(arguments[1:])
 
 
@@ -91,5 +92,4 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "models": _models,
     "plugins": _plugins,
     "completion": _completion,
-    "complete": _completion,  # for the shell
 }

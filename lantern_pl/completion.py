@@ -43,8 +43,8 @@ def candidates(words: Sequence[str], commands: Sequence[str]) -> list[str]:
     """What the last of the words may become; the words before it are as they are."""
     if len(words) == 1:
         return [*commands, "--help", "--version"]
-    if words[-1].startswith("lantern_pl."):
-        return [f"{group}.{name}" for group in plugins.KINDS.values() for name in sorted(plugins.discover(group))]
+    if words[-1].startswith("lantern_p"):
+        return [f"{group}.{name}" for group in plugins.KINDS.values() for name in plugins.usable(group)]
     if list(words[:-1]) == ["plugins", "show"]:
         return sorted({name for group in plugins.KINDS.values() for name in plugins.discover(group)})
     if list(words[:-1]) == ["plugins", "new"]:

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import typing
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def _plugins_by_kind() -> str:
     """The aliases of all installed plugins, for help; none is imported."""
     lines = ["Installed plugins, for class_path (`lantern plugins show NAME` says what one takes):"]
     for kind, group in plugins.KINDS.items():
-        lines.append(f"  {kind}s: {', '.join(f'{group}.{name}' for name in sorted(plugins.discover(group)))}")
+        lines.append(f"  {kind}s: {', '.join(f'{group}.{name}' for name in plugins.usable(group))}")
     return "\n".join(lines) + "\n"
 
 
@@ -154,7 +155,8 @@ class LanternCLI(LightningCLI):
                 warnings.simplefilter("ignore")
                 super().parse_arguments(parser, arguments)
         for key, alias in (layer.lost if layer else {}).items():
-            if not self.config[self.command].get(f"model.init_args.{key}"):
+            # A student predicts without its teacher; to train it without needs to be said.
+            if self.command == "fit" and not _gives_of_model(arguments[3:], key):
                 raise UserError(
                     f"model.{key}: the checkpoint was written with {alias}, which isn't installed under that name now. "
                     f"Install that again or, if it has another name, give model.init_args.{key} anew with that name."
@@ -246,7 +248,7 @@ def _let_in(plugin: Any) -> None:
     """Allow a plugin's class, and dataclasses of its own that its arguments consist of."""
     try:
         hints = typing.get_type_hints(plugin.__init__).values()
-    except NameError:  # a name that is imported for type checkers alone
+    except Exception:  # annotations hold what they like; a plugin without dataclasses needs none of them
         hints = {}.values()
     parts = [part for hint in hints for part in _dataclasses(hint, plugin.__module__.partition(".")[0])]
     set_parsing_settings(import_path_allowlist=[f"{cls.__module__}.{cls.__qualname__}" for cls in (plugin, *parts)])
@@ -265,6 +267,23 @@ def _given(arguments: list[str], keys: tuple[str, ...]) -> dict[str, str]:
             value = value if equals else next(words, "")
             values |= _read_config(value) if option in ("-c", "--config") else {option[2:]: value}
     return {key: str(values[key]) for key in keys if values.get(key) is not None}
+
+
+def _gives_of_model(arguments: list[str], key: str) -> bool:
+    """Whether config files or the command line say something of an argument of the model, be it null."""
+    options = (f"--model.{key}", f"--model.init_args.{key}")
+    if any(word.partition("=")[0].startswith(options) for word in arguments):
+        return True
+    files = (_read_config(path) for path in _config_files(arguments))
+    return any(key in ((config.get("model") or {}).get("init_args") or {}) for config in files)
+
+
+def _config_files(arguments: list[str]) -> Iterator[str]:
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in ("-c", "--config"):
+            yield value if equals else next(words, "")
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -4,56 +4,103 @@ These look at a handful of numbers at each run; the contracts of `lantern_pl.tes
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from lantern_kernels import mixture_loss
 from torch import Tensor
 
+from lantern_pl.data.pair import Pair
 from lantern_pl.divergences.contract import Divergence, PointwiseDivergence
 from lantern_pl.errors import UserError
-from lantern_pl.plugins import origin
-from lantern_pl.signals import Hidden, Logits, TokenBatch, TopK
-from lantern_pl.teachers.contract import Teacher
+from lantern_pl.plugins import FIRST_PARTY, distribution, entry_of, origin
+from lantern_pl.signals import Hidden, LevelProbs, Logits, TokenBatch, TopK
+from lantern_pl.tasks import Task
+from lantern_pl.teachers.contract import CAPABILITIES, Teacher
 
 _REMEDY = "Update or uninstall that distribution, or choose another plugin."
+_STEP = 1e-5
+
+Answer = TypeVar("Answer")
 
 
 def check_divergence(divergence: Divergence) -> None:
-    """Raise UserError unless it gives finite values and gradients within its bounds, one per row, on three rows."""
+    """Raise UserError unless it gives finite values within its bounds, one per row, and their gradient, on a few rows."""
     who = f"The divergence {origin(divergence)}"
-    student, teacher = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
-    student.requires_grad_()
     try:
-        if isinstance(divergence, PointwiseDivergence):
-            log_p, log_q = teacher.log_softmax(-1), student.detach().log_softmax(-1)
-            for part in divergence.value_and_slope(log_p, log_q, log_p.exp(), log_q.exp()):
-                if part.shape != log_p.shape:
-                    raise ValueError(
-                        f"value or slope has shape {list(part.shape)}, expected that of log_p: {list(log_p.shape)}"
-                    )
-        output = mixture_loss(student, teacher, [divergence.term(1.0, label="checked")], backend="torch")
-        output.loss.backward()
+        wrong = _wrong_with(divergence)
     except Exception as error:  # whatever a plugin raises, its name belongs to the message
-        raise UserError(f"{who} fails on three rows of logits: {type(error).__name__}: {error}. {_REMEDY}") from error
-    values, gradient = output.terms["checked"], student.grad
-    assert gradient is not None
-    bound = math.inf if divergence.upper_bound is None else divergence.upper_bound
-    wrong = None
-    if not (torch.isfinite(values).all() and torch.isfinite(gradient).all()):
-        wrong = "gives NaN or infinity for its value or gradient"
-    elif values.min() < -1e-6:
-        wrong = f"gives the value {values.min().item():.4g}, and none may be below 0"
-    elif values.max() > bound * (1 + 1e-5):
-        wrong = f"gives the value {values.max().item():.4g}, above its declared upper_bound of {bound:.4g}"
+        raise UserError(f"{who} fails on a few rows of logits: {type(error).__name__}: {error}. {_REMEDY}") from error
     if wrong:
-        raise UserError(f"{who} {wrong} on three rows of logits. {_REMEDY}")
+        raise UserError(f"{who} {wrong} on a few rows of logits. {_REMEDY}")
 
 
-def check_level_probs(teacher: Teacher, probs: Tensor, pairs: int, levels: int) -> Tensor:
-    """The level distributions [pairs, levels] that a teacher gave. Raises UserError for what are none."""
-    who = f"The teacher {origin(teacher)}"
-    if list(probs.shape) != [pairs, levels]:
-        raise UserError(f"{who} gives level_probs of shape {list(probs.shape)}, expected {[pairs, levels]}. {_REMEDY}")
+def _wrong_with(divergence: Divergence) -> str | None:
+    student, teacher = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    teacher[1] = student[1]
+    # Next to nothing in common, and tokens that one of the two excludes.
+    teacher[2, 0], student[2, 1] = 60.0, 60.0
+    teacher[3, 0], student[3, 1] = -math.inf, -math.inf
+    if isinstance(divergence, PointwiseDivergence):
+        log_p, log_q = (logits[:3].log_softmax(-1) for logits in (teacher, student))
+        for part in divergence.value_and_slope(log_p, log_q, log_p.exp(), log_q.exp()):
+            if part.shape != log_p.shape:
+                return f"gives a value or slope of shape {list(part.shape)} for log_p of shape {list(log_p.shape)}"
+
+    def values(student: Tensor) -> Tensor:
+        return mixture_loss(student, teacher, [divergence.term(1.0, label="it")], backend="torch").terms["it"]
+
+    leaf = student.clone().requires_grad_()
+    weights = torch.ones(4, dtype=torch.float64)
+    terms = [divergence.term(1.0, label="it")]
+    mixture_loss(leaf, teacher, terms, row_weights=weights, backend="torch").loss.backward()
+    found, gradient = values(student), leaf.grad
+    assert gradient is not None
+    if not (torch.isfinite(found).all() and torch.isfinite(gradient).all()):
+        return "gives NaN or infinity for its value or gradient"
+    if found.min() < -1e-6:
+        return f"gives the value {found.min().item():.4g}, and none may be below 0,"
+    if found[1] > 1e-6:
+        return f"gives the value {found[1].item():.4g} for two equal distributions"
+    if divergence.upper_bound is not None and found.max() > divergence.upper_bound * (1 + 1e-5):
+        return f"gives the value {found.max().item():.4g}, above its declared upper_bound of {divergence.upper_bound:.4g},"
+    moves = _STEP * torch.eye(student.shape[1], dtype=torch.float64)
+    numeric = torch.stack([(values(student + move)[0] - values(student - move)[0]) / (2 * _STEP) for move in moves])
+    if not torch.allclose(gradient[0], numeric, rtol=1e-3, atol=1e-5):
+        return f"gives a gradient that isn't its value's, {gradient[0, 0].item():.4g} instead of {numeric[0].item():.4g},"
+    return None
+
+
+def check_teacher(teacher: Teacher) -> None:
+    """Raise UserError where it declares what it doesn't implement."""
+    for capability in CAPABILITIES:
+        if capability in teacher.capabilities and getattr(type(teacher), capability) is getattr(Teacher, capability):
+            raise UserError(f"The teacher {origin(teacher)} declares {capability!r}, but lacks that method. {_REMEDY}")
+
+
+def ask(teacher: Teacher, question: Callable[[], Answer]) -> Answer:
+    """A teacher's answer. Raises UserError with its distribution's name for what a third party's raises."""
+    entry = entry_of(type(teacher))
+    try:
+        return question()
+    except UserError:
+        raise
+    except Exception as error:
+        if entry is None or distribution(entry) == FIRST_PARTY:
+            raise  # of which the place is to be seen
+        raise UserError(f"The teacher {origin(teacher)} fails: {type(error).__name__}: {error}. {_REMEDY}") from error
+
+
+def checked_level_probs(teacher: Teacher, pairs: Sequence[Pair], task: Task) -> Tensor:
+    """The level distributions [pairs, levels] that a teacher gives. Raises UserError for what are none."""
+    signal = ask(teacher, lambda: teacher.level_probs(pairs, task))
+    who, expected = f"The teacher {origin(teacher)}", [len(pairs), len(task.levels)]
+    if not isinstance(signal, LevelProbs):
+        raise UserError(f"{who} gives a {type(signal).__name__} for levels, expected LevelProbs. {_REMEDY}")
+    probs = signal.probs
+    if list(probs.shape) != expected:
+        raise UserError(f"{who} gives level_probs of shape {list(probs.shape)}, expected {expected}. {_REMEDY}")
     wrong = ~((probs >= 0).all(-1) & ((probs.sum(-1) - 1).abs() < 1e-3))  # NaN is wrong too
     if wrong.any():
         row = probs[wrong][0].tolist()
@@ -61,27 +108,50 @@ def check_level_probs(teacher: Teacher, probs: Tensor, pairs: int, levels: int) 
     return probs
 
 
-def checked_signal(teacher: Teacher, batch: TokenBatch, look_at_values: bool) -> Hidden | Logits | TopK:
-    """What the teacher says at the batch's positions. Raises UserError where its shape is wrong.
+def checked_signal(teacher: Teacher, batch: TokenBatch, rows: int, look_at_values: bool) -> Hidden | Logits | TopK:
+    """What the teacher says at the batch's `rows` positions. Raises UserError where its shape is wrong.
 
-    With `look_at_values`, also where it holds NaN: a device has to be waited for then.
+    With `look_at_values`, also where its values are: a device has to be waited for then.
     """
-    signal = teacher.score_tokens(batch)
-    who = f"The teacher {origin(teacher)}"
-    rows = int(batch.positions.sum())
-    if isinstance(signal, Hidden):
-        shape, values = [len(signal.hidden), signal.head.weight.shape[0]], signal.hidden
-    elif isinstance(signal, Logits):
-        shape, values = list(signal.logits.shape), signal.logits
-    elif isinstance(signal, TopK):
-        shape, values = [len(signal.ids), teacher.vocab_size or 0], signal.log_probs
-    else:
-        raise UserError(f"{who} gives a {type(signal).__name__} for tokens, expected Hidden, Logits or TopK. {_REMEDY}")
-    if shape != [rows, teacher.vocab_size]:
-        raise UserError(
-            f"{who} gives a token signal of shape {shape}, expected {[rows, teacher.vocab_size]}: a row per supervised "
-            f"position, vocab_size columns. {_REMEDY}"
-        )
-    if look_at_values and values.isnan().any():
-        raise UserError(f"{who} gives NaN for tokens. {_REMEDY}")
+    signal = ask(teacher, lambda: teacher.score_tokens(batch))
+    wrong = _wrong_shape(teacher, signal, rows)
+    if wrong is None and look_at_values:
+        wrong = _wrong_values(signal, teacher.vocab_size or 0)
+    if wrong:
+        raise UserError(f"The teacher {origin(teacher)} gives {wrong}. {_REMEDY}")
     return signal
+
+
+def _wrong_shape(teacher: Teacher, signal: Hidden | Logits | TopK, rows: int) -> str | None:
+    columns = teacher.vocab_size
+    if isinstance(signal, TopK):
+        shapes = [list(tensor.shape) for tensor in (signal.ids, signal.log_probs, signal.tail_log_mass)]
+        expected = [[rows, teacher.top_k], [rows, teacher.top_k], [rows]]
+        if shapes != expected:
+            return f"ids, log_probs and tail_log_mass of shapes {shapes}, expected {expected} with top_k {teacher.top_k}"
+        return None
+    if isinstance(signal, Hidden):
+        shape = [len(signal.hidden), signal.head.weight.shape[0]]
+    elif isinstance(signal, Logits):
+        shape = list(signal.logits.shape)
+    else:
+        return f"a {type(signal).__name__} for tokens, expected Hidden, Logits or TopK"
+    if teacher.top_k is not None:
+        return f"a {type(signal).__name__} for tokens, though it declares top_k {teacher.top_k}"
+    if shape != [rows, columns]:
+        return (
+            f"a token signal of shape {shape}, expected {[rows, columns]}: a row per supervised position, vocab_size columns"
+        )
+    return None
+
+
+def _wrong_values(signal: Hidden | Logits | TopK, vocabulary: int) -> str | None:
+    if isinstance(signal, TopK):
+        if ((signal.ids < 0) | (signal.ids >= vocabulary)).any():
+            return f"ids of tokens outside of 0 to {vocabulary - 1}"
+        mass = signal.log_probs.double().exp().sum(-1) + signal.tail_log_mass.double().exp()
+        if not ((mass - 1).abs() < 1e-2).all():
+            return "log_probs and tail_log_mass that don't make up a mass of 1"
+        return None
+    tensors = [signal.logits] if isinstance(signal, Logits) else [signal.hidden, signal.head.weight]
+    return "NaN for tokens" if any(tensor.isnan().any() for tensor in tensors) else None

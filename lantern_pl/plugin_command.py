@@ -64,7 +64,9 @@ def plugins_command(argv: list[str]) -> int:
     from lantern_pl.plugin_templates import write_distribution
 
     folder = write_distribution(arguments.kind, arguments.name, arguments.out)
-    print(f"Written to {folder}. Next: pip install -e {folder}, then pytest {folder}; its README says how it goes on.")
+    print(
+        f"Written to {folder}. Next: pip install -e '{folder}[dev]', then pytest {folder}; its README says how it goes on."
+    )
     return 0
 
 
@@ -78,12 +80,15 @@ def listed(kind: str, found: Iterable[EntryPoint], check: bool = False) -> list[
         claims = named[entry.name]
         allowed = [claim for claim in claims if plugins.is_allowed(claim)]
         state, problem = "installed", None
-        if plugins.distribution(entry) not in map(plugins.distribution, claims):
+        own = plugins.distribution(entry)
+        if own not in map(plugins.distribution, claims):
             state, problem = "shadowed", "the name is one of lantern-pl's own: rename the entry point"
+        elif entry.name in plugins.reserved(group):
+            state, problem = "shadowed", "the name is that of a module of lantern-pl: rename the entry point"
         elif not plugins.is_allowed(entry):
             state, problem = "off", f"{plugins.RESTRICTION} doesn't name it"
         elif len(allowed) > 1:
-            others = ", ".join(plugins.describe(claim) for claim in allowed if claim is not entry)
+            others = ", ".join(plugins.describe(claim) for claim in allowed if plugins.distribution(claim) != own)
             state, problem = "ambiguous", f"also claimed by {others}: uninstall one of them"
         elif check:
             try:
@@ -125,8 +130,10 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 
 def _show(name: str) -> int:
-    name = name.rpartition(".")[2]
-    kinds = {kind: group for kind, group in plugins.KINDS.items() if name in plugins.discover(group)}
+    given, name = name.rpartition(".")[::2]
+    kinds = {
+        kind: group for kind, group in plugins.KINDS.items() if given in ("", group) and name in plugins.discover(group)
+    }
     if not kinds:
         known = {known for group in plugins.KINDS.values() for known in plugins.discover(group)}
         raise UserError(f"There is no plugin called {name!r}. {did_you_mean(name, known)}")
@@ -138,10 +145,12 @@ def _described(kind: str, group: str, name: str) -> str:
     plugin = plugins.load(group, name)
     from docstring_parser import parse
 
+    entry = plugins.entry_of(plugin)
+    where = plugins.describe(entry) if entry else plugin.__module__
     documented = parse(inspect.getdoc(plugin) or "")
     helps = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in documented.params}
     text = "\n\n".join(part for part in (documented.short_description, documented.long_description) if part)
-    lines = [f"{group}.{name}, a {kind} from {plugins.describe(plugins.discover(group)[name][0])}", "", text, ""]
+    lines = [f"{group}.{name}, a {kind} from {where}", "", text, ""]
     parameters = _parameters(plugin)
     lines.append("arguments:" if parameters else "arguments: none")
     for parameter in parameters:
@@ -166,13 +175,16 @@ def _abilities(kind: str, plugin: Any) -> dict[str, str]:
 
     from lantern_pl.divergences.contract import PointwiseDivergence
 
-    required = any(p.default is p.empty for p in _parameters(plugin))
-    divergence = plugin.__new__(plugin) if required else plugin()
+    try:
+        divergence = plugin()
+        bound = "none" if divergence.upper_bound is None else f"{divergence.upper_bound:g}"
+    except Exception:  # it has arguments that must be given, or doesn't work
+        divergence, bound = plugin.__new__(plugin), "depends on its arguments"
     pointwise = isinstance(divergence, PointwiseDivergence)
     fused = pointwise and has_triton_entry(divergence)
     return {
         "form": "pointwise" if pointwise else "general",
         "on a GPU": "fused with other terms into one launch" if fused else "computed by torch, in chunks",
-        "upper bound": "none" if divergence.upper_bound is None else f"{divergence.upper_bound:g}",
+        "upper bound": bound,
         "tokenizers": "teacher's and student's must be the same" if divergence.same_tokenizer else "may differ",
     }

@@ -14,7 +14,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from lantern_pl.errors import UserError, did_you_mean
@@ -28,7 +31,11 @@ RESTRICTION = "LANTERN_PLUGINS"
 on_load: list[Callable[[type], None]] = []
 """Called with each plugin as an alias leads to it: what a config may import then includes that class."""
 
-_origins: dict[type, EntryPoint] = {}
+BASES = {"lantern_pl.divergences": "Divergence", "lantern_pl.teachers": "Teacher"}
+"""What a plugin of each group derives from."""
+
+_loaded: dict[str, tuple[type, EntryPoint]] = {}
+"""By alias."""
 
 
 class UnknownPlugin(UserError, AttributeError):
@@ -77,14 +84,14 @@ def load(group: str, name: str, found: Iterable[EntryPoint] | None = None) -> ty
             f"The {kind} {name!r} is claimed by {claimants}: uninstall one of them, or name the other's distribution in "
             f"{RESTRICTION}."
         )
-    plugin = _import(kind, entries[0])
-    _origins[plugin] = entries[0]
+    plugin = _import(group, kind, entries[0])
+    _loaded[f"{group}.{name}"] = plugin, entries[0]
     for told in on_load:
         told(plugin)
     return plugin
 
 
-def _import(kind: str, entry: EntryPoint) -> type:
+def _import(group: str, kind: str, entry: EntryPoint) -> type:
     try:
         plugin = entry.load()
     except (Exception, SystemExit) as error:
@@ -97,6 +104,12 @@ def _import(kind: str, entry: EntryPoint) -> type:
             f"The {kind} {entry.name!r} from {describe(entry)} is a {type(plugin).__name__}, a class is needed: its entry "
             "point must name the class itself. Update or uninstall that distribution."
         )
+    base = getattr(import_module(group), BASES[group])
+    if not issubclass(plugin, base):
+        raise UnusablePlugin(
+            f"The {kind} {entry.name!r} from {describe(entry)} isn't a {group}.{base.__name__}: it must derive from that "
+            "class. Update or uninstall that distribution."
+        )
     version = getattr(plugin, "lantern_api", None)
     if version != API_VERSION:
         raise UnusablePlugin(
@@ -108,15 +121,36 @@ def _import(kind: str, entry: EntryPoint) -> type:
 
 def origin(plugin: object) -> str:
     """Where an object's class came from, for messages: its plugin's distribution, version and entry point if it has one."""
-    for cls in type(plugin).__mro__:
-        if cls in _origins:
-            return f"{_origins[cls].name!r} from {describe(_origins[cls])}"
-    return type(plugin).__name__
+    entry = entry_of(type(plugin))
+    return f"{entry.name!r} from {describe(entry)}" if entry else type(plugin).__name__
+
+
+def entry_of(plugin: type) -> EntryPoint | None:
+    """The entry point that led to a class, or to the nearest of its bases that one has led to."""
+    for cls in plugin.__mro__:
+        for loaded_class, entry in _loaded.values():
+            if loaded_class is cls:
+                return entry
+    return None
 
 
 def loaded() -> dict[str, str]:
     """The aliases that this process has used, and where each leads: what a checkpoint notes."""
-    return {f"{entry.group}.{entry.name}": describe(entry) for entry in _origins.values()}
+    return {alias: describe(entry) for alias, (_, entry) in _loaded.items()}
+
+
+def usable(group: str) -> list[str]:
+    """Names of a group that a config may use, in order: LANTERN_PLUGINS lets them in, and one distribution has them."""
+    reserved_ = reserved(group)
+    claims = {name: [e for e in entries if is_allowed(e)] for name, entries in discover(group).items()}
+    return sorted(name for name, entries in claims.items() if len(entries) == 1 and name not in reserved_)
+
+
+def reserved(group: str) -> set[str]:
+    """Names of the package's own modules, which can't be aliases: importing one sets the attribute of that name."""
+    spec = find_spec(group)
+    folders = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
+    return {path.stem for folder in folders for path in Path(folder).iterdir() if path.suffix == ".py"}
 
 
 def lost(before: Mapping[str, str]) -> dict[str, str]:

@@ -16,14 +16,14 @@ class Divergence:
     from `PointwiseDivergence`, which is faster and never differentiates through autograd.
 
     Attributes:
-        lantern_api: version of this contract that the class was written for.
+        lantern_api: version of this contract that the class was written for, 1; each plugin's class says it itself.
         name: under which its value is logged.
         upper_bound: the largest value that it can take, None if it has no bound.
         same_tokenizer: whether token ids must mean the same to teacher and student. With False, rows are the positions at
             which a token of both starts at the same byte of the text, and column i of the two is not the same token.
     """
 
-    lantern_api: ClassVar[int] = 1
+    lantern_api: ClassVar[int]
     name: ClassVar[str]
     upper_bound: float | None = None
     same_tokenizer: ClassVar[bool] = True

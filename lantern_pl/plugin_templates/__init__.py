@@ -19,10 +19,12 @@ def write_distribution(kind: str, name: str, out: Path) -> Path:
 
     Raises UserError for a name that can't be one or is taken, and where the folder is there already.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise UserError(f"{name!r} can't name a plugin: give lower-case letters, digits and _, beginning with a letter.")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
+        raise UserError(f"{name!r} can't name a plugin: give lower-case letters and digits, with _ between words.")
     if claims := plugins.discover(plugins.KINDS[kind]).get(name):
         raise UserError(f"There is a {kind} {name!r} already, of {plugins.describe(claims[0])}: choose another name.")
+    if name in plugins.reserved(plugins.KINDS[kind]):
+        raise UserError(f"{name!r} is the name of a module of {plugins.KINDS[kind]}: choose another name.")
     title = f"lantern-{kind}-{name.replace('_', '-')}"
     folder = out / title
     if folder.exists():

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lantern_pl.data.featurize import DecoderBatch, DecoderFeaturizer
+from lantern_pl.data.featurize import DecoderBatch, DecoderFeaturizer, Example
+from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 
 
@@ -24,31 +25,43 @@ class Aligner:
     def __init__(self, student: Any, teacher: DecoderFeaturizer) -> None:
         self._student = student
         self._teacher = teacher
+        self._known: dict[str, tuple[Example, list[int], list[int]]] = {}
 
     def align(self, batch: DecoderBatch) -> tuple[DecoderBatch, Tensor, Tensor]:
         """The batch in the teacher's tokens, and the ids [n] of the rows that go together: the student's, the teacher's.
 
         A row is a supervised position, counted as in `DecoderBatch.targets`.
         """
-        other = self._teacher.collate([self._teacher.encode(pair) for pair in batch.pairs])
-        rows: tuple[list[int], list[int]] = ([], [])
-        starts = [0, 0]
-        sides = [_answers(batch), _answers(other)]
-        for pair, own_ids, other_ids in zip(batch.pairs, *sides, strict=True):
-            own, others = prefixes(self._student, own_ids), prefixes(self._teacher.tokenizer, other_ids)
-            shared = [text for text in own if text in others]
-            if len(shared) < 2:
-                # Every answer begins alike; one more shared place is the least that tokenizers which give texts back have.
-                raise UserError(
-                    f"The tokenizers of teacher and student share no place in the answer of pair {pair.pair_id!r} but its "
-                    "start: one of them doesn't give texts back as they were (it lower-cases, say), so their tokens can't "
-                    "be aligned. Choose a teacher or a student with another tokenizer."
-                )
-            rows[0].extend(starts[0] + own[text] for text in shared)
-            rows[1].extend(starts[1] + others[text] for text in shared)
-            starts = [starts[0] + len(own_ids), starts[1] + len(other_ids)]
+        counts = batch.tokens.positions.sum(-1).tolist()
+        known = [self._pair(pair, ids.tolist()) for pair, ids in zip(batch.pairs, batch.targets.split(counts), strict=True)]
+        other = self._teacher.collate([example for example, _, _ in known])
+        rows: list[int] = []
+        other_rows: list[int] = []
+        start = other_start = 0
+        for count, (example, own, others) in zip(counts, known, strict=True):
+            rows += [start + index for index in own]
+            other_rows += [other_start + index for index in others]
+            start += count
+            other_start += len(example.input_ids) - example.answer_start
         device = batch.targets.device
-        return other.to(device), torch.tensor(rows[0], device=device), torch.tensor(rows[1], device=device)
+        return other.to(device), torch.tensor(rows, device=device), torch.tensor(other_rows, device=device)
+
+    def _pair(self, pair: Pair, ids: list[int]) -> tuple[Example, list[int], list[int]]:
+        """A pair in the teacher's tokens, and the indices that go together of its supervised tokens; worked out once."""
+        if pair.pair_id not in self._known:
+            example = self._teacher.encode(pair)
+            own = prefixes(self._student, ids)
+            others = prefixes(self._teacher.tokenizer, example.input_ids[example.answer_start :])
+            shorter, longer = sorted((max(own, key=len), max(others, key=len)), key=len)
+            if not longer.startswith(shorter):
+                raise UserError(
+                    f"The tokenizers of teacher and student read the answer of pair {pair.pair_id!r} differently: one "
+                    "of them doesn't give texts back as they were (it lower-cases, say), so their tokens can't be aligned. "
+                    "Choose a teacher or a student with another tokenizer."
+                )
+            shared = [text for text in own if text in others]
+            self._known[pair.pair_id] = example, [own[text] for text in shared], [others[text] for text in shared]
+        return self._known[pair.pair_id]
 
 
 def prefixes(tokenizer: Any, ids: Sequence[int]) -> dict[str, int]:
@@ -59,9 +72,3 @@ def prefixes(tokenizer: Any, ids: Sequence[int]) -> dict[str, int]:
         if not text.endswith("�"):
             found.setdefault(text, index)
     return found
-
-
-def _answers(batch: DecoderBatch) -> list[list[int]]:
-    """The supervised token ids of each pair."""
-    counts = batch.tokens.positions.sum(-1).tolist()
-    return [ids.tolist() for ids in batch.targets.split(counts)]

@@ -1,6 +1,7 @@
 """DecoderStudent: a small causal LM that explains the fit, taught by texts and by a teacher's logits."""
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,8 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import PointwiseDivergence, WeightedDivergence
 from lantern_pl.errors import UserError
-from lantern_pl.plugin_checks import check_divergence, checked_signal
-from lantern_pl.signals import Hidden, Logits, TokenBatch, TopK
+from lantern_pl.plugin_checks import ask, check_divergence, check_teacher, checked_signal
+from lantern_pl.signals import Hidden, Logits, TopK
 from lantern_pl.students.alignment import Aligner
 from lantern_pl.students.lora import Lora, add_lora, write_merged
 from lantern_pl.students.student import Means, Optimization, Student, check_loss
@@ -102,6 +103,7 @@ class DecoderStudent(Student):
             if self.terms:
                 raise UserError("model.mixture needs a teacher: give model.teacher, or leave the mixture empty.")
             return None
+        check_teacher(teacher)
         if "score_tokens" not in teacher.capabilities:
             raise UserError(
                 f"The teacher {type(teacher).__name__} can't score tokens (it can: "
@@ -137,7 +139,7 @@ class DecoderStudent(Student):
         super().setup(stage)
         self._features = self.featurizer(self.task, self.trainer.datamodule.max_length)  # type: ignore[attr-defined]
         if self.teacher is not None:
-            self.teacher.to(self.trainer.strategy.root_device)
+            ask(self.teacher, partial(self.teacher.to, self.trainer.strategy.root_device))
             self._teacher_was_checked = False
             if self._other_tokenizer and self.teacher.tokenizer is not None:
                 theirs = DecoderFeaturizer(self.teacher.tokenizer, self.task, self._features.max_length)
@@ -156,10 +158,10 @@ class DecoderStudent(Student):
         if self.teacher is None or not terms:
             return self._loss(student, None, [], **supervised), student
         if not self._other_tokenizer:
-            teacher = self._signal(batch.tokens).for_loss()
+            teacher = self._signal(batch).for_loss()
             return self._loss(student, teacher, terms, **supervised), student
         translated, rows, teacher_rows = self._aligner.align(batch)
-        signal = self._signal(translated.tokens)
+        signal = self._signal(translated)
         aligned = self._loss(
             replace(student, hidden=student.hidden[rows]), signal.at(teacher_rows).for_loss(), terms, cross_entropy=0.0
         )
@@ -170,9 +172,10 @@ class DecoderStudent(Student):
         weights = torch.ones(len(student.hidden), device=self.device)
         return linear_mixture_loss(student, teacher, terms, temperature=self.temperature, row_weights=weights, **supervised)
 
-    def _signal(self, tokens: TokenBatch) -> Hidden | Logits | TopK:
+    def _signal(self, batch: DecoderBatch) -> Hidden | Logits | TopK:
         assert self.teacher is not None
-        signal = checked_signal(self.teacher, tokens, look_at_values=not self._teacher_was_checked)
+        rows = len(batch.targets)
+        signal = checked_signal(self.teacher, batch.tokens, rows, look_at_values=not self._teacher_was_checked)
         self._teacher_was_checked = True
         return signal
 

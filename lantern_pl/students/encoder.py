@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.pair_classifier import Pooling, is_classifier, load_classifier, new_classifier, write_classifier
-from lantern_pl.plugin_checks import check_divergence, check_level_probs
+from lantern_pl.plugin_checks import ask, check_divergence, check_teacher, checked_level_probs
 from lantern_pl.students.student import Means, Optimization, Student, check_loss
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Teacher
@@ -67,12 +68,19 @@ class EncoderStudent(Student):
         self.terms: list[Term] = [weighted.term() for weighted in mixture or []]
         check_loss(self.terms, temperature, cross_entropy)
         for weighted in mixture or []:
+            if not weighted.divergence.same_tokenizer:
+                raise UserError(
+                    f"model.mixture holds {weighted.divergence.name!r}, which doesn't tell the levels apart: it's for "
+                    "decoders whose teacher has another tokenizer. Choose another divergence."
+                )
             check_divergence(weighted.divergence)
         self.cross_entropy = cross_entropy
         self.temperature = temperature
         self.layers = layers
         if head_depth < 0:
             raise UserError(f"model.head_depth is {head_depth}: give 0 (a linear head) or more.")
+        if teacher is not None:
+            check_teacher(teacher)
         if teacher is not None and "level_probs" not in teacher.capabilities:
             raise UserError(
                 f"The teacher {type(teacher).__name__} gives no level distributions (it can: "
@@ -121,7 +129,7 @@ class EncoderStudent(Student):
                 "data.init_args.task.levels to the same list."
             )
         if self.teacher is not None:
-            self.teacher.to(self.trainer.strategy.root_device)
+            ask(self.teacher, partial(self.teacher.to, self.trainer.strategy.root_device))
         elif self.terms and stage == "fit":
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             _check_distributions([*data.pairs["train"], *data.pairs["val"]])
@@ -155,8 +163,7 @@ class EncoderStudent(Student):
             return batch.level_probs
         new = [pair for pair in batch.pairs if pair.pair_id not in self._level_probs]
         if new:
-            probs = self.teacher.level_probs(new, self.task).probs.cpu()
-            probs = check_level_probs(self.teacher, probs, len(new), len(self.levels))
+            probs = checked_level_probs(self.teacher, new, self.task).cpu()
             self._level_probs |= {pair.pair_id: row for pair, row in zip(new, probs, strict=True)}
         return torch.stack([self._level_probs[pair.pair_id] for pair in batch.pairs]).to(batch.levels.device)
 

@@ -25,6 +25,7 @@ class EncoderTeacher(Teacher):
         max_length: longest input in tokens; longer texts are cut as in training.
     """
 
+    lantern_api = 1
     capabilities = frozenset({"level_probs"})
     tokenizer: PreTrainedTokenizerBase
 

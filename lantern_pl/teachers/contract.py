@@ -24,7 +24,7 @@ class Teacher:
     carries no gradient, and it depends on each row alone, not on the rest of the batch.
 
     Attributes:
-        lantern_api: version of this contract that the class was written for.
+        lantern_api: version of this contract that the class was written for, 1; each plugin's class says it itself.
         capabilities: which of `CAPABILITIES` it implements.
         tokenizer_fingerprint: see `lantern_pl.text.fingerprint`; needed for `score_tokens`, else None.
         vocab_size: columns of its token signals; needed for `score_tokens`, else None.
@@ -32,7 +32,7 @@ class Teacher:
         top_k: how many tokens per position its token signals name; None for the whole vocabulary.
     """
 
-    lantern_api: ClassVar[int] = 1
+    lantern_api: ClassVar[int]
     capabilities: frozenset[str] = frozenset()
     tokenizer_fingerprint: str | None = None
     vocab_size: int | None = None

@@ -37,6 +37,7 @@ class HFTeacher(Teacher):
         max_new_tokens: length limit of the explanations that it writes.
     """
 
+    lantern_api = 1
     capabilities = frozenset({"annotate", "level_probs", "score_tokens"})
     tokenizer: PreTrainedTokenizerBase
 

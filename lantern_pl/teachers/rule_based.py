@@ -27,6 +27,7 @@ class RubricTeacher(Teacher):
         rubric: how requirements add up to a score, and the score to a level.
     """
 
+    lantern_api = 1
     capabilities = frozenset({"annotate", "level_probs"})
 
     def __init__(self, rubric: Rubric = _DEFAULT) -> None:

@@ -18,9 +18,10 @@ from lantern_pl import plugins
 from lantern_pl.completion import candidates
 from lantern_pl.divergences import Divergence, PointwiseDivergence
 from lantern_pl.errors import UserError
-from lantern_pl.plugin_checks import check_divergence, check_level_probs, checked_signal
+from lantern_pl.plugin_checks import check_divergence, check_teacher, checked_level_probs, checked_signal
 from lantern_pl.plugin_command import listed
-from lantern_pl.signals import Hidden, Logits, OutputHead, TokenBatch, TopK
+from lantern_pl.signals import Hidden, LevelProbs, Logits, OutputHead, TokenBatch, TopK
+from lantern_pl.tasks import Task
 from lantern_pl.teachers import Teacher
 
 OWN = entry("kl", "lantern_pl.divergences.first_party:KL", "lantern-pl", "0.1.0")
@@ -136,6 +137,9 @@ def test_show_says_what_a_plugin_takes_and_can_do(lantern: Callable[..., Ran]) -
     ("arguments", "message"),
     [
         (("divergence", "Le-Cam"), "'Le-Cam' can't name a plugin"),
+        (("divergence", "le_"), "'le_' can't name a plugin"),
+        (("teacher", "contract"), "'contract' is the name of a module"),
+        (("teacher", "local_model"), "'local_model' is the name of a module"),
         (("divergence", "class"), "'class' can't name a plugin"),
         (("divergence", "kl"), "There is a divergence 'kl' already, of lantern-pl"),
         (("loss", "mine"), "invalid choice: 'loss'"),
@@ -208,37 +212,52 @@ def test_help_names_the_installed_plugins(lantern: Callable[..., Ran]) -> None:
 
 
 class Bad(PointwiseDivergence):
+    """Squared Hellinger distance, in several wrong ways."""
+
     name = "bad"
-    upper_bound = 1.0
 
     def __init__(self, what: str) -> None:
         self.what = what
+        self.upper_bound = 0.5 if what == "bound" else None
 
     def value_and_slope(self, log_p: Any, log_q: Any, p: Any, q: Any) -> Any:
+        root_p, root_q = (log_p / 2).exp(), (log_q / 2).exp()
+        value, slope = 0.5 * (root_p - root_q).square(), 0.5 * root_q * (root_q - root_p)
         if self.what == "raise":
             raise KeyError("no such thing")
         if self.what == "shape":
-            return (p - q).square().sum(-1), q - p
-        factor = {"nan": float("nan"), "negative": -1.0, "bound": 50.0}[self.what]
-        return factor * (p - q).square(), q - p
+            return value.sum(-1), slope
+        if self.what == "chi squared":
+            return (p - q).square() / q, q - p.square() / q
+        if self.what == "offset":
+            return value + 1e-3, slope
+        return (-value if self.what == "negative" else value), (-slope if self.what == "slope" else slope)
 
 
 @pytest.mark.parametrize(
     ("what", "message"),
     [
         ("raise", "KeyError: 'no such thing'"),
-        ("shape", "fails on three rows"),
-        ("nan", "NaN or infinity"),
+        ("shape", "gives a value or slope of shape [3]"),
+        ("chi squared", "NaN or infinity"),
         ("negative", "none may be below 0"),
-        ("bound", "above its declared upper_bound of 1"),
+        ("offset", "for two equal distributions"),
+        ("bound", "above its declared upper_bound of 0.5"),
+        ("slope", "gradient that isn't its value's"),
     ],
 )
 def test_a_divergence_that_does_wrong_is_one_message(monkeypatch: pytest.MonkeyPatch, what: str, message: str) -> None:
-    monkeypatch.setitem(plugins._origins, Bad, entry("bad", "acme:Bad"))
+    monkeypatch.setitem(plugins._loaded, "bad", (Bad, entry("bad", "acme:Bad")))
+    check_divergence(Bad("nothing"))
     with pytest.raises(UserError) as error:
         check_divergence(Bad(what))
     for part in ("'bad' from acme-plugin 1.2 (acme:Bad)", message, "Update or uninstall"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("alias", [name for name in plugins.discover("lantern_pl.divergences") if name != "uld"])
+def test_every_installed_divergence_passes(alias: str) -> None:
+    check_divergence(plugins.load("lantern_pl.divergences", alias)())
 
 
 def test_a_divergence_that_lacks_its_method_is_one_message() -> None:
@@ -250,39 +269,91 @@ def test_a_divergence_that_lacks_its_method_is_one_message() -> None:
 
 
 class Says(Teacher):
-    capabilities = frozenset({"score_tokens"})
+    capabilities = frozenset({"level_probs", "score_tokens"})
     vocab_size = 6
 
-    def __init__(self, signal: Any) -> None:
-        self.signal = signal
+    def __init__(self, signal: Any, top_k: int | None = None) -> None:
+        self.signal, self.top_k = signal, top_k
 
     def score_tokens(self, batch: TokenBatch) -> Any:
+        if self.signal == "raise":
+            raise KeyError("no such thing")
+        return self.signal
+
+    def level_probs(self, pairs: Any, task: Any) -> Any:
         return self.signal
 
 
+def top_k(ids: list[int], log_probs: list[float], tail: float) -> TopK:
+    return TopK(torch.tensor([ids] * 2), torch.tensor([log_probs] * 2), torch.tensor([tail] * 2))
+
+
+HALVES = [-0.6931, -1.3863]
+
+
 @pytest.mark.parametrize(
-    ("signal", "message"),
+    ("teacher", "message"),
     [
-        (Logits(torch.zeros(3, 6)), r"shape \[3, 6\], expected \[2, 6\]"),
-        (Logits(torch.zeros(2, 5)), r"shape \[2, 5\], expected \[2, 6\]"),
-        (Hidden(torch.zeros(2, 3), OutputHead(torch.zeros(7, 3))), r"shape \[2, 7\]"),
-        (Logits(torch.full((2, 6), torch.nan)), "NaN"),
-        (TopK(torch.zeros(1, 2).long(), torch.zeros(1, 2), torch.zeros(1)), r"shape \[1, 6\]"),
-        (torch.zeros(2, 6), "gives a Tensor for tokens"),
+        (Says(Logits(torch.zeros(3, 6))), r"shape \[3, 6\], expected \[2, 6\]"),
+        (Says(Logits(torch.zeros(2, 5))), r"shape \[2, 5\], expected \[2, 6\]"),
+        (Says(Hidden(torch.zeros(2, 3), OutputHead(torch.zeros(7, 3)))), r"shape \[2, 7\]"),
+        (Says(Hidden(torch.zeros(2, 3), OutputHead(torch.full((6, 3), torch.nan)))), "NaN"),
+        (Says(Logits(torch.full((2, 6), torch.nan))), "NaN"),
+        (Says(Logits(torch.zeros(2, 6)), top_k=2), "though it declares top_k 2"),
+        (Says(top_k([1, 2], HALVES, -1.3863)), "with top_k None"),
+        (Says(top_k([1, 2], HALVES, -1.3863), top_k=3), "with top_k 3"),
+        (Says(top_k([1, 99], HALVES, -1.3863), top_k=2), "ids of tokens outside of 0 to 5"),
+        (Says(top_k([1, 2], HALVES, 5.0), top_k=2), "a mass of 1"),
+        (Says(top_k([1, 2], HALVES, float("nan")), top_k=2), "a mass of 1"),
+        (Says(torch.zeros(2, 6)), "gives a Tensor for tokens"),
+        (Says("raise"), "fails: KeyError: 'no such thing'"),
     ],
 )
-def test_a_teacher_that_says_what_it_should_not_is_one_message(signal: Any, message: str) -> None:
+def test_a_teacher_that_says_what_it_should_not_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, teacher: Says, message: str
+) -> None:
+    monkeypatch.setitem(plugins._loaded, "says", (Says, entry("says", "acme:Says")))
     batch = TokenBatch(torch.zeros(1, 4).long(), torch.ones(1, 4).long(), torch.tensor([[False, True, True, False]]))
-    with pytest.raises(UserError, match=message):
-        checked_signal(Says(signal), batch, look_at_values=True)
+    right = Says(top_k([1, 2], HALVES, -1.3863), top_k=2)
+    assert checked_signal(right, batch, 2, look_at_values=True) is right.signal
+    with pytest.raises(UserError, match=f"The teacher 'says' from acme-plugin 1.2 .*{message}.* Update or uninstall"):
+        checked_signal(teacher, batch, 2, look_at_values=True)
+
+
+def test_a_teacher_that_lacks_what_it_declares_is_one_message(
+    lantern: Callable[..., Ran], tiny_decoder_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Promises(Says):
+        capabilities = frozenset({"annotate"})
+
+    with pytest.raises(UserError, match="declares 'annotate', but lacks that method"):
+        check_teacher(Promises(None))
+    from lantern_pl.teachers.local_model import HFTeacher
+
+    monkeypatch.setattr(HFTeacher, "score_tokens", Teacher.score_tokens)
+    ran = lantern("fit", "--config", tiny_decoder_config)
+    assert ran.code == 2
+    assert "'hf' from lantern-pl" in ran.err
+    assert "declares 'score_tokens'" in ran.err
 
 
 @pytest.mark.parametrize("probs", [torch.ones(2, 3), torch.tensor([[0.5, 0.5]]), torch.tensor([[torch.nan, 1, 0]] * 2)])
 def test_level_probs_that_are_none_are_one_message(probs: torch.Tensor) -> None:
+    pairs: Any = [None, None]
     with pytest.raises(UserError, match="The teacher Says gives level_probs"):
-        check_level_probs(Says(None), probs, 2, 3)
-    right = torch.tensor([[0.2, 0.3, 0.5]] * 2)
-    assert check_level_probs(Says(None), right, 2, 3) is right
+        checked_level_probs(Says(LevelProbs(probs)), pairs, Task())
+    with pytest.raises(UserError, match="The teacher Says gives a Tensor for levels"):
+        checked_level_probs(Says(probs), pairs, Task())
+    right = LevelProbs(torch.tensor([[0.2, 0.3, 0.5]] * 2))
+    assert checked_level_probs(Says(right), pairs, Task()) is right.probs
+
+
+def test_levels_are_not_compared_across_tokenizers(lantern: Callable[..., Ran], tiny_encoder_config: Path) -> None:
+    ran = lantern(
+        "fit", "--config", tiny_encoder_config, "--model.mixture=[{divergence: {class_path: lantern_pl.divergences.uld}}]"
+    )
+    assert ran.code == 2
+    assert "'uld', which doesn't tell the levels apart" in ran.err
 
 
 def test_a_top_k_teacher_goes_with_temperature_one_and_pointwise_divergences(
@@ -316,7 +387,7 @@ def test_a_top_k_teacher_trains_a_student(
         log_probs, ids = (signal.hidden @ signal.head.weight.T).log_softmax(-1).sort(-1, descending=True)
         return TopK(ids, log_probs, torch.full((len(ids),), -torch.inf))
 
-    monkeypatch.setattr(HFTeacher, "top_k", 1)
+    monkeypatch.setattr(HFTeacher, "top_k", property(lambda self: self.vocab_size))
     monkeypatch.setattr(HFTeacher, "score_tokens", named)
     assert figures() == pytest.approx(whole, rel=1e-3)
 
@@ -348,3 +419,5 @@ def test_a_plugin_that_is_renamed_after_a_checkpoint_was_written(
         assert part in ran.err
     ran = lantern(*go_on, mixture.format("new"))
     assert ran.code == 0, ran.err
+    assert lantern(*go_on, "--model.mixture=[]", "--model.teacher=null", "--model.cross_entropy=1").code == 0
+    assert lantern("validate", *go_on[1:3]).code == 0, "figures are to be had without it"

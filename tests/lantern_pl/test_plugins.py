@@ -33,9 +33,17 @@ def entry(name: str, value: str, distribution: str = "acme-plugin", version: str
 def plugin_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """An importable module of a plugin, `acme`, with one good class."""
     module = ModuleType("acme")
-    module.Good = type("Good", (), {"lantern_api": 1})  # type: ignore[attr-defined]
+    from lantern_pl.divergences import Divergence
+
+    module.Good = type("Good", (Divergence,), {"lantern_api": 1})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "acme", module)
     return module
+
+
+def _divergence() -> type:
+    from lantern_pl.divergences import Divergence
+
+    return Divergence
 
 
 OURS = [entry("kl", "lantern_pl.divergences.first_party:KL", "lantern-pl", "0.1.0")]
@@ -106,8 +114,12 @@ def test_a_plugin_that_breaks_at_import_is_fatal_only_when_selected(
 @pytest.mark.parametrize(
     ("plugin", "message"),
     [
-        (type("New", (), {"lantern_api": 2}), "lantern_api = 2, this lantern-pl needs a class with lantern_api = 1"),
-        (type("None", (), {}), "lantern_api = None"),
+        (
+            type("New", (_divergence(),), {"lantern_api": 2}),
+            "lantern_api = 2, this lantern-pl needs a class with lantern_api = 1",
+        ),
+        (type("None", (_divergence(),), {}), "lantern_api = None"),
+        (type("Other", (), {"lantern_api": 1}), "isn't a lantern_pl.divergences.Divergence"),
         (lambda: None, "is a function, a class is needed"),
         (SimpleNamespace(lantern_api=1), "is a SimpleNamespace, a class is needed"),
     ],
@@ -149,7 +161,7 @@ def by_file():
             importlib.import_module(f"{name}.{module.name}")
 
 by_alias(); by_file(); by_alias()
-for name in [name for name in sys.modules if name.startswith("lantern_pl")]:
+for name in [name for name in sys.modules if name.startswith("lantern_")]:
     del sys.modules[name]
 by_file(); by_alias()
 from lantern_pl.divergences import tvd
@@ -203,6 +215,7 @@ class Hellinger(PointwiseDivergence):
         factor: what it is multiplied by.
     """
 
+    lantern_api = 1
     name = "hellinger"
 
     def __init__(self, factor: float = 1.0):

@@ -31,6 +31,7 @@ class SkewKL(PointwiseDivergence):
         alpha: the teacher's share of m, from 0.0001 to 0.9999.
     """
 
+    lantern_api = 1
     name = "skew_kl"
 
     def __init__(self, alpha: float = 0.1) -> None:
@@ -57,6 +58,7 @@ class SkewReverseKL(PointwiseDivergence):
         alpha: the student's share of m, from 0.0001 to 0.9999.
     """
 
+    lantern_api = 1
     name = "skew_reverse_kl"
 
     def __init__(self, alpha: float = 0.1) -> None:
@@ -80,6 +82,7 @@ class Jeffreys(PointwiseDivergence):
     Society A 186 (1946).
     """
 
+    lantern_api = 1
     name = "jeffreys"
 
     def value_and_slope(self, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,6 +108,7 @@ class Alpha(PointwiseDivergence):
             to 1 the divergence exists, but grows like a power of p/q, beyond what float32 holds.
     """
 
+    lantern_api = 1
     name = "alpha"
 
     def __init__(self, alpha: float = 0.5) -> None:
@@ -132,6 +136,7 @@ class SquaredHellinger(PointwiseDivergence):
     und angewandte Mathematik 136 (1909), with the factor ½ that makes the root a distance between 0 and 1.
     """
 
+    lantern_api = 1
     name = "squared_hellinger"
     upper_bound = 1.0
 

@@ -44,6 +44,7 @@ class OpenAILogprobsTeacher(Teacher):
             server without keys.
     """
 
+    lantern_api = 1
     capabilities = frozenset({"score_tokens"})
 
     def __init__(

@@ -16,6 +16,7 @@ from lantern_pl.testing import DivergenceContract, TeacherContract, failures
 
 
 class RightKL(PointwiseDivergence):
+    lantern_api = 1
     name = "right"
 
     def value(self, log_p, log_q):
@@ -28,6 +29,7 @@ class RightKL(PointwiseDivergence):
 class RightGeneral(Divergence):
     """Squared distance of the probabilities."""
 
+    lantern_api = 1
     name = "right"
 
     def __call__(self, student_logits, teacher_logits):
@@ -141,8 +143,21 @@ class OfAnotherVersion(RightKL):
 
 
 class Nameless(PointwiseDivergence):
+    lantern_api = 1
+
     def value_and_slope(self, log_p, log_q, p, q):
         return (p - q).square(), 2 * q * (q - p)
+
+
+class OfNoVersion(Divergence):
+    """A plugin says itself what it was written for: the base class has no version to inherit."""
+
+    name = "no version"
+
+
+class DetachedValue(RightKL):
+    def value(self, log_p, log_q):
+        return super().value(log_p, log_q.detach())
 
 
 class InHalfPrecision(RightGeneral):
@@ -208,6 +223,8 @@ DIVERGENCE_MUTANTS = [
     (Detached, squared, "test_the_gradient_is_that_of_the_value", "for a detach"),
     (CountsColumns, squared, "test_the_order_of_the_vocabulary_does_not_matter", "treat all tokens alike"),
     (OfAnotherVersion, kl, "test_is_a_divergence_of_this_api", "lantern_api is 2, expected 1"),
+    (OfNoVersion, squared, "test_is_a_divergence_of_this_api", "lantern_api is None, expected 1"),
+    (DetachedValue, kl, "test_autograd_agrees_with_the_slope", "look for a detach"),
     (Nameless, squared, "test_is_a_divergence_of_this_api", "name is missing"),
     (InHalfPrecision, squared, "test_agrees_with_the_reference", "isn't that of the reference"),
     (ConstantPerEntry, kl, "test_is_zero_for_equal_distributions", "isn't 0"),
@@ -239,6 +256,7 @@ def test_a_loss_without_the_square_of_the_temperature_is_caught(monkeypatch):
 class RightTeacher(Teacher):
     """Looks the next token's logits up by the current token; and a pair's level by the lengths of its texts."""
 
+    lantern_api = 1
     capabilities = frozenset({"level_probs", "score_tokens"})
     tokenizer_fingerprint = "of bigrams"
     vocab_size = 64
