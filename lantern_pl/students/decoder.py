@@ -84,6 +84,7 @@ class DecoderStudent(Student):
         self.tokenizer = load_tokenizer(model)
         self.divergences = [weighted.divergence for weighted in mixture or []]
         self.teacher = self._check_teacher(teacher)
+        self._teacher_was_checked = False
         for divergence in self.divergences:
             check_divergence(divergence)
         lm = load_causal_lm(model, torch.float32, layers)
@@ -140,7 +141,6 @@ class DecoderStudent(Student):
         self._features = self.featurizer(self.task, self.trainer.datamodule.max_length)  # type: ignore[attr-defined]
         if self.teacher is not None:
             ask(self.teacher, partial(self.teacher.to, self.trainer.strategy.root_device))
-            self._teacher_was_checked = False
             if self._other_tokenizer and self.teacher.tokenizer is not None:
                 theirs = DecoderFeaturizer(self.teacher.tokenizer, self.task, self._features.max_length)
                 self._aligner = Aligner(self.tokenizer, theirs)
