@@ -128,7 +128,8 @@ def test_a_wider_padded_vocabulary_of_the_teacher_is_no_probability_mass(
 ) -> None:
     """Rows that pad the student's embedding count as −inf at the teacher, and the other way round."""
     teacher = HFTeacher(small_lm).to(torch.device("cpu"))
-    teacher.lm.resize_token_embeddings(49152 + 64, mean_resizing=False)
+    teacher.vocab_size = 49152 + 64
+    teacher.lm.resize_token_embeddings(teacher.vocab_size, mean_resizing=False)
     with torch.no_grad():
         teacher.lm.get_output_embeddings().weight[49152:] = -100 * teacher.lm.get_output_embeddings().weight[:64]
     padded = make_decoder(teacher=teacher, mixture=[WeightedDivergence(KL())], cross_entropy=0.0)
