@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from string import Formatter
+from typing import TypedDict
 
 from lantern_pl.errors import UserError
 
@@ -17,6 +18,18 @@ Candidate:
 {candidate_text}"""
 
 JOB_FIT_ANSWER = "Fit: {level}\n{explanation}"
+
+
+class RequirementVerdict(TypedDict):
+    """One of the job's requirements: how far the candidate meets it, and the candidate's words for that, if any."""
+
+    requirement: str
+    kind: str
+    """must, nice, or another that the teacher tells apart; empty if it doesn't."""
+    verdict: str
+    """met, partly or unmet."""
+    evidence: str
+    """Verbatim from the candidate's text, or empty."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,10 @@ class Task:
     def render_answer(self, level: str, explanation: str) -> str:
         """The completion that says `level` and `explanation`."""
         return self.answer.format(level=level, explanation=explanation)
+
+    def answer_opening(self, level: str) -> str:
+        """How an answer with this level begins, up to where the explanation stands."""
+        return self.answer.split("{explanation}")[0].format(level=level)
 
     @property
     def answer_prefix(self) -> str:
