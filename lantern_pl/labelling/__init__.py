@@ -1,0 +1,1 @@
+"""Label runs, the label store and its review."""

@@ -1,0 +1,120 @@
+"""What a label run costs: tokens and money spent, and a budget that is never passed."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from lantern_pl.errors import UserError
+from lantern_pl.teachers.chat import ChatReply, ChatRequest
+
+PER_MILLION = 1e6
+
+
+@dataclass(frozen=True)
+class Price:
+    """Money per million tokens, in whatever currency the budget is in."""
+
+    input: float
+    """Per million tokens of the prompts."""
+    output: float
+    """Per million tokens of the answers."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.input < float("inf") and 0 <= self.output < float("inf")):
+            raise UserError(f"price is {self.input} and {self.output} per million tokens: give numbers of 0 or more")
+
+    def of(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """The cost of so many tokens."""
+        return (prompt_tokens * self.input + completion_tokens * self.output) / PER_MILLION
+
+
+class OutOfBudget(Exception):
+    """The next question could cost more than what is left."""
+
+
+@dataclass
+class Tally:
+    """What happened to the units of one stage in this run."""
+
+    total: int = 0
+    asked: int = 0
+    """Answered in this run, whatever came of it."""
+    cached: int = 0
+    """Answered before."""
+    blocked: int = 0
+    """Not asked, since an answer that they build on is in quarantine."""
+    quarantined: Counter[str] = field(default_factory=Counter)
+    """By reason, of this run and before."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = 0.0
+    """None as soon as one answer's cost isn't known."""
+    attempts: Counter[str] = field(default_factory=Counter)
+    """By outcome."""
+    repairs: int = 0
+
+    @property
+    def done(self) -> int:
+        return self.asked + self.cached + self.blocked
+
+    def add(self, reply: ChatReply) -> None:
+        """Count one reply's tokens and cost."""
+        self.prompt_tokens += reply.prompt_tokens
+        self.completion_tokens += reply.completion_tokens
+        self.cost = None if self.cost is None or reply.cost is None else self.cost + reply.cost
+
+
+class Budget:
+    """A hard limit on the money of a run: each question's highest possible cost is set aside before it's asked.
+
+    Args:
+        limit: how much may be spent in this run, or None.
+        price: of the teacher's tokens; needed with a limit.
+    """
+
+    def __init__(self, limit: float | None, price: Price | None) -> None:
+        if limit is not None and price is None:
+            raise UserError(
+                f"budget is {limit}, but the teacher's price isn't known: give it to the teacher (for litellm "
+                "teacher.init_args.price, per million tokens), or leave the budget out."
+            )
+        if limit is not None and not 0 < limit < float("inf"):
+            raise UserError(f"budget is {limit}: give a number above 0.")
+        self.limit = limit
+        self.spent = 0.0
+        self._price = price
+        self._set_aside = 0.0
+        self._change = asyncio.Condition()
+
+    @asynccontextmanager
+    async def question(self, request: ChatRequest) -> AsyncIterator[list[ChatReply]]:
+        """Wait until the question can be paid for whatever the answer; the caller appends the reply to the list it gets.
+
+        A question that failed without a reply is taken to have cost nothing. Raises OutOfBudget where waiting won't help.
+        """
+        replies: list[ChatReply] = []
+        if self.limit is None or self._price is None:
+            yield replies
+            return
+        # A token is at least one byte of UTF-8; some tokens of roles and templates come with each message.
+        longest = sum(len(message["content"].encode()) + 64 for message in request.messages)
+        most = self._price.of(longest, request.max_tokens)
+        async with self._change:
+            while self.spent + self._set_aside + most > self.limit:
+                if not self._set_aside:
+                    raise OutOfBudget
+                await self._change.wait()
+            self._set_aside += most
+        try:
+            yield replies
+        finally:
+            async with self._change:
+                # Rounding could leave a trace of what was set aside, and nobody would be left to wait for.
+                self._set_aside = max(0.0, self._set_aside - most)
+                if self._set_aside < 1e-12:
+                    self._set_aside = 0.0
+                for reply in replies:
+                    self.spent += self._price.of(reply.prompt_tokens, reply.completion_tokens)
+                self._change.notify_all()

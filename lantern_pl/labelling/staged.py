@@ -1,0 +1,336 @@
+"""Runs a guide's stages on a chat teacher: many questions at once, and each answer is kept before it counts."""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lantern_pl.data.pair import Pair
+from lantern_pl.errors import UserError
+from lantern_pl.labelling.account import Budget, OutOfBudget, Price, Tally
+from lantern_pl.labelling.answers import REFUSED, TRUNCATED, BadAnswer, read_answer, repair_messages
+from lantern_pl.labelling.config import LabelConfig
+from lantern_pl.labelling.labels import NOT_ASKED, Label, NoLabel, majority
+from lantern_pl.labelling.store import Answered, LabelStore
+from lantern_pl.tasks.guide import TEXTS, Stage, compact
+from lantern_pl.tasks.schema import json_schema, model_of
+from lantern_pl.teachers.chat import Attempt, ChatFailed, ChatReply, ChatRequest
+
+FAILED = "failed"
+"""The finish reason of a question that got no answer at all: it's asked again in the next run."""
+INCURABLE = frozenset({TRUNCATED, REFUSED})
+"""What another turn wouldn't put right."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One question: a stage about a job, a candidate or a pair. `pair` is one of those that it serves."""
+
+    stage: Stage
+    subject: str
+    pair: Pair
+    sample: int
+    request: ChatRequest
+    key: str
+
+
+class StagedRun:
+    """Labels pairs by the stages of `config.guide`.
+
+    Args:
+        config: what to do.
+        pairs: about whom.
+        store: what was answered before, and where answers go.
+        budget: what may be spent.
+        retry_quarantined: whether to ask again what is in quarantine.
+    """
+
+    def __init__(
+        self, config: LabelConfig, pairs: Sequence[Pair], store: LabelStore, budget: Budget, retry_quarantined: bool = False
+    ) -> None:
+        self.config = config
+        self.pairs = pairs
+        self.store = store
+        self.budget = budget
+        self.retry_quarantined = retry_quarantined
+        self.levels = config.task.levels
+        self.stages = config.guide.plan(self.levels)
+        self.teacher = config.teacher
+        self.teacher_key = config.teacher.cache_key()
+        self.tallies = {stage.name: Tally() for stage in self.stages}
+        self.stopping = False
+        self._failed: ChatFailed | None = None
+        self._out_of_budget = False
+        self._deciding = next(stage.name for stage in self.stages if "level" in stage.output)
+        self._explaining = next(stage.name for stage in self.stages if "explanation" in stage.output)
+        self._schemas = {stage.name: json_schema(model_of(stage, self.levels)) for stage in self.stages}
+        # Keys rather than answers: a run's memory doesn't grow with what it's told.
+        self._keys: dict[tuple[str, str], list[str]] = {}
+
+    @property
+    def ended_by_budget(self) -> bool:
+        return self._out_of_budget
+
+    # What there is to ask
+
+    def subject(self, stage: Stage, pair: Pair) -> str:
+        """The id of what the stage's answer is about."""
+        kind = self.config.guide.subject(stage.name)
+        return {"job": pair.job_id, "candidate": pair.candidate_id, "pair": pair.pair_id}[kind]
+
+    def subjects(self, stage: Stage) -> Iterator[tuple[str, Pair]]:
+        """Each subject of a stage once, with a pair that it's in."""
+        seen: set[str] = set()
+        for pair in self.pairs:
+            subject = self.subject(stage, pair)
+            if subject not in seen:
+                seen.add(subject)
+                yield subject, pair
+
+    def samples(self, stage: Stage) -> int:
+        return self.config.samples if stage.name == self._deciding else 1
+
+    def units(self, stage: Stage) -> Iterator[Unit | None]:
+        """The questions of a stage; None in the place of one that can't be asked, since what it reads is missing."""
+        for subject, pair in self.subjects(stage):
+            inputs = self.inputs(stage, pair)
+            keys = self._keys[stage.name, subject] = []
+            for sample in range(self.samples(stage)):
+                if inputs is None:
+                    yield None
+                    continue
+                unit = self._unit(stage, subject, pair, sample, inputs)
+                keys.append(unit.key)
+                yield unit
+
+    def inputs(self, stage: Stage, pair: Pair) -> Mapping[str, str] | None:
+        """What a stage reads about a pair: texts, and answers of earlier stages as JSON; None where one is missing."""
+        inputs: dict[str, str] = {}
+        for name in stage.reads:
+            if name in TEXTS:
+                inputs[name] = getattr(pair, name)
+                continue
+            answer = self.answer(name, pair)
+            if not isinstance(answer, Answered) or answer.parsed is None:
+                return None
+            inputs[name] = compact(answer.parsed)
+        return inputs
+
+    def _unit(self, stage: Stage, subject: str, pair: Pair, sample: int, inputs: Mapping[str, str]) -> Unit:
+        request = ChatRequest(
+            messages=self.config.guide.messages(stage, inputs, self.levels),
+            schema=self._schemas[stage.name],
+            temperature=self.config.temperature,
+            max_tokens=stage.max_tokens,
+            seed=self.config.seed + sample,
+        )
+        # Alike texts of two persons are two questions: each is forgotten with its own person.
+        key = hashlib.sha256(f"{request.key(self.teacher_key)} {subject}".encode()).hexdigest()
+        return Unit(stage, subject, pair, sample, request, key)
+
+    # Asking
+
+    async def run(self, tell: Callable[[str, Tally], None]) -> None:
+        """Ask what isn't answered yet, stage by stage; `tell` hears of each answer.
+
+        Ends early, with what is in flight answered and kept, once `stopping` is set or the budget is used up. Raises
+        UserError where the teacher can't be used or the store can't be written.
+        """
+        await self.teacher.get_ready_to_chat()
+        try:
+            for stage in self.stages:
+                tally = self.tallies[stage.name]
+                tally.total = sum(1 for _ in self.subjects(stage)) * self.samples(stage)
+                tell(stage.name, tally)
+                units = self.units(stage)
+                try:
+                    async with asyncio.TaskGroup() as workers:
+                        for _ in range(self.teacher.max_in_flight):
+                            workers.create_task(self._work(stage.name, units, tally, tell))
+                except ExceptionGroup as group:
+                    raise group.exceptions[0] from None
+                if self._failed is not None:
+                    raise UserError(f"{self._failed.reason} What was answered is kept: run the same command again.")
+                if self.stopping:
+                    return
+        finally:
+            await self.teacher.close()
+
+    async def _work(
+        self, stage: str, units: Iterator[Unit | None], tally: Tally, tell: Callable[[str, Tally], None]
+    ) -> None:
+        for unit in units:
+            if self.stopping:
+                return
+            if unit is None:
+                tally.blocked += 1
+            elif self._settled(row := self.store.get(unit.key)):
+                tally.cached += 1
+                if row is not None and row.state == "quarantined":
+                    tally.quarantined[row.reason or ""] += 1
+            else:
+                try:
+                    await self._ask(unit, tally)
+                except OutOfBudget:
+                    self._out_of_budget = self.stopping = True
+                    return
+                except ChatFailed as failed:
+                    self._failed, self.stopping = failed, True
+                    return
+                tally.asked += 1
+            tell(stage, tally)
+
+    def is_settled(self, key: str) -> bool:
+        """Whether there's no need to ask."""
+        return self._settled(self.store.get(key))
+
+    def _settled(self, row: Answered | None) -> bool:
+        if row is None or row.finish_reason == FAILED:
+            return False
+        return row.state == "ok" or not self.retry_quarantined
+
+    async def _ask(self, unit: Unit, tally: Tally) -> None:
+        """Ask, read, let the teacher correct itself, and keep what came of it. Raises OutOfBudget, and ChatFailed where
+        nothing else could be answered either."""
+        request = unit.request
+        replies: list[ChatReply] = []
+        attempts: list[Attempt] = []
+        parsed, reason = None, None
+        for _ in range(self.config.repair_turns + 1):
+            try:
+                reply = await self._chat(request)
+            except ChatFailed as failed:
+                if failed.stop:
+                    raise
+                attempts += failed.attempts
+                reason = failed.reason
+                if not replies:
+                    replies.append(ChatReply("", FAILED, cost=None if failed.attempts else 0.0))
+                break
+            replies.append(reply)
+            attempts += reply.attempts
+            tally.add(reply)
+            try:
+                parsed, reason = self._read(unit, reply), None
+                break
+            except BadAnswer as bad:
+                reason = bad.reason
+                if reason in INCURABLE:
+                    break
+                asked_again = repair_messages(unit.stage, self.levels, reason)
+                request = replace(request, messages=(*request.messages, _said(reply.text), *asked_again))
+        tally.attempts.update(attempt.outcome for attempt in attempts)
+        tally.repairs += len(replies) - 1
+        if reason is not None:
+            tally.quarantined[reason] += 1
+        await asyncio.wrap_future(self.store.put(self._row(unit, replies, attempts, parsed, reason), attempts))
+
+    async def _chat(self, request: ChatRequest) -> ChatReply:
+        async with self.budget.question(request) as paid:
+            try:
+                paid.append(await self.teacher.chat(request))
+            except (ChatFailed, UserError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                # What a plugin raises may quote what it was asked.
+                raise UserError(
+                    f"The teacher {type(self.teacher).__name__} has failed with {type(error).__name__}, which is a fault of "
+                    "its own: a chat teacher says by ChatFailed that it got no answer."
+                ) from None
+        (reply,) = paid
+        if reply.cost is None and self.teacher.price is not None:
+            cost = Price(*self.teacher.price).of(reply.prompt_tokens, reply.completion_tokens)
+            reply = replace(reply, cost=cost)
+        return reply
+
+    def _read(self, unit: Unit, reply: ChatReply) -> dict[str, Any]:
+        texts = {name: getattr(unit.pair, name) for name in TEXTS}
+        strict = self.teacher.follows_schema
+        return read_answer(reply.text, reply.finish_reason, unit.stage, self.levels, texts, strict)
+
+    def _row(
+        self,
+        unit: Unit,
+        replies: Sequence[ChatReply],
+        attempts: Sequence[Attempt],
+        parsed: dict[str, Any] | None,
+        reason: str | None,
+    ) -> Answered:
+        subject = self.config.guide.subject(unit.stage.name)
+        costs = [reply.cost for reply in replies]
+        return Answered(
+            key=unit.key,
+            stage=unit.stage.name,
+            subject=unit.subject,
+            job_id=unit.pair.job_id if subject != "candidate" else None,
+            candidate_id=unit.pair.candidate_id if subject != "job" else None,
+            pair_id=unit.pair.pair_id if subject == "pair" else None,
+            sample=unit.sample,
+            state="ok" if reason is None else "quarantined",
+            reason=reason,
+            raw=replies[-1].text,
+            parsed=parsed,
+            finish_reason=replies[-1].finish_reason,
+            prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+            completion_tokens=sum(reply.completion_tokens for reply in replies),
+            cost=None if None in costs else sum(cost for cost in costs if cost is not None),
+            repairs=len(replies) - 1,
+            teacher=self.teacher_key,
+            seconds=sum(attempt.seconds for attempt in attempts),
+        )
+
+    # What came of it
+
+    def answer(self, stage: str, pair: Pair) -> Answered | NoLabel:
+        """The stage's answer about a pair: of several samples the first one of the majority's level."""
+        rows = self._rows(stage, pair)
+        good = [row for row in rows if row.state == "ok" and row.parsed is not None]
+        if not good:
+            return NoLabel(f"{stage}: {rows[0].reason}") if rows else NOT_ASKED
+        if stage != self._deciding:
+            return good[0]
+        level = majority(self.levels, self._votes(good))
+        return next(row for row in good if row.parsed is not None and row.parsed["level"] == level)
+
+    def label(self, pair: Pair) -> Label | NoLabel:
+        """What the stages' answers about a pair come to."""
+        answers = {stage.name: self.answer(stage.name, pair) for stage in self.stages}
+        for answer in answers.values():
+            if isinstance(answer, NoLabel):
+                return answer
+        parsed = {name: answer.parsed or {} for name, answer in answers.items() if isinstance(answer, Answered)}
+        decided = parsed[self._deciding]
+        good = [row for row in self._rows(self._deciding, pair) if row.state == "ok"]
+        kinds = {item["requirement"]: item.get("kind", "") for item in _requirements(parsed, but=self._deciding)}
+        return Label(
+            level=decided["level"],
+            explanation=parsed[self._explaining]["explanation"],
+            votes=self._votes(good) if self.config.samples > 1 else None,
+            confidence=decided.get("confidence"),
+            requirements=[
+                {"kind": kinds.get(item.get("requirement", ""), ""), **item} for item in decided.get("requirements", [])
+            ],
+            reduced_job_text=self.config.guide.reduced(parsed),
+        )
+
+    def _rows(self, stage: str, pair: Pair) -> list[Answered]:
+        named = next(s for s in self.stages if s.name == stage)
+        keys = self._keys.get((stage, self.subject(named, pair)), [])
+        return [row for key in keys if (row := self.store.get(key)) is not None]
+
+    def _votes(self, rows: Sequence[Answered]) -> tuple[float, ...]:
+        counts = Counter(row.parsed["level"] for row in rows if row.parsed is not None)
+        return tuple(float(counts[level]) for level in self.levels)
+
+
+def _requirements(parsed: Mapping[str, Mapping[str, Any]], but: str) -> Iterator[Mapping[str, Any]]:
+    """The requirements that stages other than the deciding one have found."""
+    for name, answer in parsed.items():
+        if name != but:
+            yield from answer.get("requirements", [])
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
