@@ -1,5 +1,7 @@
 """Causal language models as teachers and decoder students use them: hidden states and a head, never all logits at once."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,7 +20,8 @@ def load_causal_lm(model: str, dtype: torch.dtype, layers: DepthPruning | None =
     """A causal LM in eval mode, cut to `layers` if given. Raises UserError if it can't be loaded or cut."""
     load_config(model)
     try:
-        lm = AutoModelForCausalLM.from_pretrained(locate(model), dtype=dtype, trust_remote_code=False)
+        safe = {"use_safetensors": True, "trust_remote_code": False}
+        lm = AutoModelForCausalLM.from_pretrained(locate(model), dtype=dtype, **safe)
     except (OSError, ValueError) as error:
         raise UserError(f"The model {model!r} can't be loaded as a causal LM: {error}") from error
     if layers is not None:
@@ -71,34 +74,84 @@ def check_output_head(lm: PreTrainedModel) -> None:
 
 def hidden_at_positions(lm: nn.Module, batch: TokenBatch) -> Tensor:
     """The backbone's last hidden states [N, d] at the batch's supervised positions."""
+    return layers_at_positions(lm, batch, [])[0]
+
+
+def layers_at_positions(lm: nn.Module, batch: TokenBatch, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """The backbone's last hidden states [N, d] at the batch's supervised positions, and those of `layers`, in one pass.
+
+    Layers are counted as transformers counts `hidden_states`: 0 is the embeddings' output, -1 the last layer's.
+    """
     backbone: Any = lm.get_decoder()  # type: ignore[operator]
-    out = backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    hidden: Tensor = out.last_hidden_state
-    return hidden[batch.positions]
+    out = backbone(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        output_hidden_states=bool(layers),
+    )
+    return out.last_hidden_state[batch.positions], [out.hidden_states[layer][batch.positions] for layer in layers]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A completion. `tokens`: how many were generated; `ended`: whether the model ended it, or the length limit did."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+def generate(lm: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[Generated]:
+    """Greedy completions of prompts that were already put through the chat template."""
+    encoded = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    stops = stop_tokens(lm, tokenizer)
+    answers = complete(lm, encoded, max_new_tokens, stops, tokenizer.pad_token_id)
+    texts = ([token for token in ids if token not in stops] for ids in answers)
+    return [
+        Generated(tokenizer.decode(text, skip_special_tokens=True).strip(), len(ids), ids[-1] in stops)
+        for ids, text in zip(answers, texts, strict=True)
+    ]
 
 
 @torch.no_grad()
-def generate(lm: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
-    """Greedy completions of prompts that were already put through the chat template."""
+def complete(
+    lm: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stops: Sequence[int],
+    pad: int,
+    temperature: float = 0.0,
+) -> list[list[int]]:
+    """Ids that follow each prompt, up to and with the first of `stops`.
+
+    The most probable ones at temperature 0, else drawn by torch's global generator from the model's distribution.
+    """
     if not prompts:
         return []
-    encoded = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
-    width = max(len(ids) for ids in encoded)
+    width = max(map(len, prompts))
     device = next(lm.parameters()).device
-    input_ids = torch.full((len(encoded), width), tokenizer.pad_token_id, device=device)
+    input_ids = torch.full((len(prompts), width), pad, device=device)
     attention_mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(encoded):  # left-padded: generation goes on from the right end
+    for row, ids in enumerate(prompts):  # left-padded: generation goes on from the right end
         input_ids[row, width - len(ids) :] = torch.tensor(ids, device=device)
         attention_mask[row, width - len(ids) :] = 1
+    # Draws are from the model's whole distribution: what its own settings may hold to bend it is off.
+    whole = {"top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0, "repetition_penalty": 1.0}
+    drawn = {"do_sample": True, "temperature": temperature, **whole}
     out = lm.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
         max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=stop_tokens(lm, tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=list(stops),
+        pad_token_id=pad,
+        **(drawn if temperature else {"do_sample": False}),
     )
-    return [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
+    return [_up_to_stop(ids, stops) for ids in out[:, width:].tolist()]
+
+
+def _up_to_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
+    end = next((at for at, token in enumerate(ids) if token in stops), len(ids))
+    return ids[: end + 1]
 
 
 def stop_tokens(lm: Any, tokenizer: Any) -> list[int]:

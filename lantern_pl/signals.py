@@ -11,6 +11,8 @@ import lantern_kernels
 from lantern_kernels import Head
 from torch import Tensor
 
+from lantern_pl.tasks.task import RequirementVerdict
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -77,7 +79,7 @@ class Logits:
 class TopK:
     """The most probable tokens of each position, for a teacher that tells no more: a server, or signals on disk.
 
-    ids [N, k]: different tokens within a row; log_probs [N, k]: theirs at temperature 1, −inf for a token that pads the row;
+    ids [N, k]: different tokens within a row; log_probs [N, k]: theirs, −inf for a token that pads the row;
     tail_log_mass [N]: logarithm of the mass of all other tokens together, −inf if they have none. The tail counts as one
     event, so every divergence on it is a lower bound of the full one, equal at k = V.
     """
@@ -91,7 +93,7 @@ class TopK:
         return replace(self, ids=self.ids[rows], log_probs=self.log_probs[rows], tail_log_mass=self.tail_log_mass[rows])
 
     def for_loss(self) -> lantern_kernels.TopK:
-        """What `lantern_kernels.linear_mixture_loss` takes as its teacher, at temperature 1."""
+        """What `lantern_kernels.linear_mixture_loss` takes as its teacher, at the teacher's temperature."""
         return lantern_kernels.TopK(self.ids, self.log_probs, self.tail_log_mass)
 
 
@@ -107,6 +109,8 @@ class Annotation:
     """What an annotating teacher says about one pair.
 
     `level` and `explanation` are None where the answer didn't have the task's format; `text` is the answer itself.
+    level_probs: how probable each of the task's levels is, where the teacher can tell. finish_reason: "stop", or "length"
+    where the answer was cut off. requirements: the job's, with verdicts and the candidate's own words.
     """
 
     text: str
@@ -114,6 +118,9 @@ class Annotation:
     explanation: str | None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    level_probs: tuple[float, ...] | None = None
+    finish_reason: str = "stop"
+    requirements: tuple[RequirementVerdict, ...] = ()
 
     @property
     def valid(self) -> bool:

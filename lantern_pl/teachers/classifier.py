@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lantern_pl.data.featurize import EncoderFeaturizer
@@ -26,7 +27,7 @@ class EncoderTeacher(Teacher):
     """
 
     lantern_api = 1
-    capabilities = frozenset({"level_probs"})
+    capabilities = frozenset({"level_probs", "pair_hidden_states"})
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, model: str, max_length: int = 512) -> None:
@@ -36,6 +37,8 @@ class EncoderTeacher(Teacher):
         self.max_length = max_length
         self.tokenizer = load_tokenizer(model)
         self.classifier = load_classifier(model).requires_grad_(False).eval()
+        sizes = self.classifier.backbone.config.get_text_config()
+        self.hidden_size, self.hidden_layers = int(sizes.hidden_size), int(sizes.num_hidden_layers)
 
     def identity(self) -> dict[str, Any]:
         return {"model": self.model_name, "weights": weights_identity(self.model_name), "max_length": self.max_length}
@@ -48,7 +51,14 @@ class EncoderTeacher(Teacher):
     def level_probs(self, pairs: Sequence[Pair], task: Task) -> LevelProbs:
         if task.levels != self.classifier.levels:
             raise UserError(f"The teacher {self.model_name!r} knows the levels {self.classifier.levels}, not {task.levels}.")
+        return LevelProbs(self.classifier(self._inputs(pairs, task)).softmax(-1))
+
+    @torch.no_grad()
+    def pair_hidden_states(self, pairs: Sequence[Pair], task: Task, layers: Sequence[int]) -> list[Tensor]:
+        """Those of each layer, pooled as the last layer's are for its levels."""
+        return self.classifier.logits_and_layers(self._inputs(pairs, task), layers)[1]
+
+    def _inputs(self, pairs: Sequence[Pair], task: Task) -> dict[str, Tensor]:
         featurizer = EncoderFeaturizer(self.tokenizer, task, self.max_length)
         batch = featurizer.collate([featurizer.encode(pair, supervised=False) for pair in pairs])
-        device = next(self.classifier.parameters()).device
-        return LevelProbs(self.classifier(batch.to(device).inputs).softmax(-1))
+        return batch.to(next(self.classifier.parameters()).device).inputs

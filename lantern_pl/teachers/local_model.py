@@ -1,7 +1,7 @@
 """The `hf` teacher: a transformers model in this process."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from lantern_pl.causal_lm import (
     check_output_head,
     generate,
     hidden_at_positions,
+    layers_at_positions,
     load_causal_lm,
     output_head,
     resolve_dtype,
@@ -21,6 +22,7 @@ from lantern_pl.causal_lm import (
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 from lantern_pl.model_files import load_config, read_manifest, weights_identity
+from lantern_pl.prefix_sharing import TextsInTurn, check_sharing, shared_hidden_at_positions
 from lantern_pl.signals import Annotation, Hidden, LevelProbs, TokenBatch
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Teacher
@@ -34,27 +36,40 @@ class HFTeacher(Teacher):
         model: an embedded model (embedded:smollm2-135m), a folder (also a student of an earlier stage), or a hub name.
         adapter: folder of a PEFT adapter to put on the model, or null.
         dtype: precision of the weights; auto is bfloat16 on accelerators and float32 on CPU.
-        max_new_tokens: length limit of the explanations that it writes.
+        max_new_tokens: length limit of the explanations that it writes; a label whose explanation reaches it is cut off.
+        share_prefixes: run what the texts of a batch have in common at their beginning once, such as the task's question
+            and a job's text. Answers are the same but for rounding; it takes memory for keys and values.
     """
 
     lantern_api = 1
-    capabilities = frozenset({"annotate", "level_probs", "score_tokens"})
+    capabilities = frozenset({"annotate", "level_probs", "pair_hidden_states", "score_tokens", "token_hidden_states"})
     tokenizer: PreTrainedTokenizerBase
 
-    def __init__(self, model: str, adapter: str | None = None, dtype: Precision = "auto", max_new_tokens: int = 96) -> None:
+    def __init__(
+        self,
+        model: str,
+        adapter: str | None = None,
+        dtype: Precision = "auto",
+        max_new_tokens: int = 96,
+        share_prefixes: bool = False,
+    ) -> None:
         manifest = read_manifest(model)
         if manifest is not None and manifest["kind"] != "decoder":
             raise UserError(f"{model!r} is an {manifest['kind']} student: use the teacher lantern_pl.teachers.encoder.")
-        if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-            raise UserError(f"teacher adapter {adapter!r} is not a folder with adapter_config.json.")
+        for needed in ("adapter_config.json", "adapter_model.safetensors"):  # no pickled weights
+            if adapter is not None and not (Path(adapter) / needed).is_file():
+                raise UserError(f"teacher adapter {adapter!r} is not a folder with {needed}.")
         self.model_name = model
         self.adapter = adapter
         self.precision = dtype
         self.max_new_tokens = max_new_tokens
+        self.share_prefixes = share_prefixes
         self.config = load_config(model)
         self.tokenizer = load_tokenizer(model)
         self.tokenizer_fingerprint = fingerprint(self.tokenizer)
-        self.vocab_size = int(self.config.get_text_config().vocab_size)
+        sizes = self.config.get_text_config()
+        self.vocab_size = int(sizes.vocab_size)
+        self.hidden_size, self.hidden_layers = int(sizes.hidden_size), int(sizes.num_hidden_layers)
         self._lm: PreTrainedModel | None = None
 
     @property
@@ -66,6 +81,8 @@ class HFTeacher(Teacher):
         return self._lm
 
     def identity(self) -> dict[str, Any]:
+        # share_prefixes isn't in it: like the size of a batch and the device it changes rounding, not the question, and
+        # what was answered without it needn't be asked again.
         return {
             "model": self.model_name,
             "weights": weights_identity(self.model_name),
@@ -84,42 +101,74 @@ class HFTeacher(Teacher):
                 lm = PeftModel.from_pretrained(lm, self.adapter).merge_and_unload()
                 check_output_head(lm)
             self._lm = lm.requires_grad_(False).eval()
+            if self.share_prefixes:
+                check_sharing(self._lm)
         self._lm.to(device)  # type: ignore[arg-type]
         return self
 
     @torch.no_grad()
     def score_tokens(self, batch: TokenBatch) -> Hidden:
-        return Hidden(hidden_at_positions(self.lm, batch), output_head(self.lm))
+        at_positions = shared_hidden_at_positions if self.share_prefixes else hidden_at_positions
+        return Hidden(at_positions(self.lm, batch), output_head(self.lm))
 
+    @torch.no_grad()
+    def token_hidden_states(self, batch: TokenBatch, layers: Sequence[int]) -> list[Tensor]:
+        return layers_at_positions(self.lm, batch, layers)[1]
+
+    @torch.no_grad()
+    def pair_hidden_states(self, pairs: Sequence[Pair], task: Task, layers: Sequence[int]) -> list[Tensor]:
+        """Those at the last token of the prompt. One row at a time, for the reason that `level_probs` has."""
+        rows = []
+        for pair in pairs:
+            ids = torch.tensor([self.tokenizer.encode(self._prompt(pair, task), add_special_tokens=False)])
+            last = torch.zeros_like(ids, dtype=torch.bool)
+            last[:, -1] = True
+            batch = TokenBatch(*(tensor.to(self.lm.device) for tensor in (ids, torch.ones_like(ids), last)))
+            rows.append(self.token_hidden_states(batch, layers))
+        return [torch.cat(layer) for layer in zip(*rows, strict=True)]
+
+    @torch.no_grad()
     def annotate(self, pairs: Sequence[Pair], task: Task) -> list[Annotation]:
-        prompts = [self._prompt(pair, task) for pair in pairs]
-        annotations = []
-        for prompt, text in zip(prompts, generate(self.lm, self.tokenizer, prompts, self.max_new_tokens), strict=True):
-            answer = task.parse_answer(text)
-            annotations.append(
-                Annotation(
-                    text=text,
-                    level=answer.level if answer else None,
-                    explanation=answer.explanation if answer else None,
-                    prompt_tokens=len(self.tokenizer.encode(prompt, add_special_tokens=False)),
-                    completion_tokens=len(self.tokenizer.encode(text, add_special_tokens=False)),
-                )
+        """Level and explanation, held to the task's answer: the most probable of its levels, then free text after it."""
+        probs = self.level_probs(pairs, task).probs
+        levels = [task.levels[best] for best in probs.argmax(-1).tolist()]
+        openings = [task.answer_opening(level) for level in levels]
+        prompts = [self._prompt(pair, task) + opening for pair, opening in zip(pairs, openings, strict=True)]
+        written = generate(self.lm, self.tokenizer, prompts, self.max_new_tokens)
+        return [
+            Annotation(
+                text=task.render_answer(level, answer.text),
+                level=level,
+                explanation=answer.text,
+                prompt_tokens=len(self.tokenizer.encode(prompt, add_special_tokens=False)),
+                completion_tokens=answer.tokens,
+                level_probs=tuple(row),
+                finish_reason="stop" if answer.ended else "length",
             )
-        return annotations
+            for level, answer, prompt, row in zip(levels, written, prompts, probs.tolist(), strict=True)
+        ]
 
     @torch.no_grad()
     def level_probs(self, pairs: Sequence[Pair], task: Task) -> LevelProbs:
         """Probabilities of the answers that name each level, given the prompt, normalised over the levels."""
-        rows = [self._level_log_probs(self._prompt(pair, task) + task.answer_prefix, task) for pair in pairs]
-        return LevelProbs(torch.stack(rows).softmax(-1))
+        prompts = [self._prompt(pair, task) + task.answer_prefix for pair in pairs]
+        encoded = [self.tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+        run = TextsInTurn(self.lm).run if self.share_prefixes else self._run
+        rows: dict[int, Tensor] = {}
+        for row in sorted(range(len(pairs)), key=encoded.__getitem__):
+            rows[row] = self._level_log_probs(prompts[row], encoded[row], task, run)
+        return LevelProbs(torch.stack([rows[row] for row in range(len(pairs))]).softmax(-1))
 
-    def _level_log_probs(self, prompt: str, task: Task) -> Tensor:
-        """Log-probability [K] of each verbalised level after the prompt. The prompt is run once, on its own key-value
-        cache, and one row at a time: the answer about a pair then can't depend on its neighbours' padding."""
-        device = next(self.lm.parameters()).device
-        prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=False)
+    def _run(self, ids: list[int]) -> Any:
+        """The model's output on a text, with the logits after its last token alone, and its cache."""
+        return self.lm(input_ids=torch.tensor([ids], device=self.lm.device), use_cache=True, logits_to_keep=1)
+
+    def _level_log_probs(self, prompt: str, prompt_ids: list[int], task: Task, run: Callable[[list[int]], Any]) -> Tensor:
+        """Log-probability [K] of each verbalised level after the prompt. The prompt is run once, on a key-value cache, and
+        one row at a time: the answer about a pair then can't depend on its neighbours' padding."""
+        device = self.lm.device
         levels = [self._continuation(prompt, prompt_ids, name) for name in task.verbalised_levels()]
-        start = self.lm(input_ids=torch.tensor([prompt_ids], device=device), use_cache=True, logits_to_keep=1)
+        start = run(prompt_ids)
         first = start.logits[0, -1].float().log_softmax(-1)
         totals = []
         for ids in levels:

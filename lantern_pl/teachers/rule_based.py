@@ -11,7 +11,8 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.signals import Annotation, LevelProbs
 from lantern_pl.tasks import Task
 from lantern_pl.tasks.reading import read_candidate, read_job
-from lantern_pl.tasks.rubric import RUBRIC_VERSION, Judgement, Rubric
+from lantern_pl.tasks.rubric import RUBRIC_VERSION, Judgement, Rubric, Verdict
+from lantern_pl.tasks.task import RequirementVerdict
 from lantern_pl.teachers.contract import Teacher
 
 _DEFAULT = Rubric()
@@ -42,6 +43,8 @@ class RubricTeacher(Teacher):
                 text=task.render_answer(judgement.level, judgement.explanation),
                 level=judgement.level,
                 explanation=judgement.explanation,
+                level_probs=judgement.probs,
+                requirements=tuple(_verdict(verdict) for verdict in judgement.verdicts),
             )
             for judgement in self._judge(pairs, task)
         ]
@@ -55,3 +58,12 @@ class RubricTeacher(Teacher):
         job = functools.cache(lambda text: read_job(text, self.rubric.vocabulary))
         candidate = functools.cache(lambda text: read_candidate(text, self.rubric.vocabulary))
         return [self.rubric.judge_read(job(pair.job_text), candidate(pair.candidate_text), task.levels) for pair in pairs]
+
+
+def _verdict(verdict: Verdict) -> RequirementVerdict:
+    return {
+        "requirement": verdict.requirement.name,
+        "kind": verdict.requirement.kind,
+        "verdict": "met" if verdict.credit == 1 else "partly" if verdict.credit else "unmet",
+        "evidence": verdict.evidence or "",
+    }

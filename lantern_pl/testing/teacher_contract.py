@@ -1,5 +1,6 @@
 """TeacherContract: what the framework relies on in a teacher, as checks that its author runs."""
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from lantern_pl.errors import UserError
 from lantern_pl.plugins import API_VERSION
 from lantern_pl.signals import Hidden, Logits, TokenBatch, TopK
 from lantern_pl.tasks import Task
+from lantern_pl.teachers.chat import ChatReply, ChatRequest
 from lantern_pl.teachers.contract import CAPABILITIES, Teacher
 from lantern_pl.testing.checking import same
 
@@ -29,7 +31,8 @@ class TeacherContract:
 
     tolerance = 1e-3
     """How far two answers to one question may be apart: batches change rounding. In probability for levels; in total
-    variation, half the sum of the differences of all tokens' probabilities, for tokens."""
+    variation, half the sum of the differences of all tokens' probabilities, for tokens; for hidden states the length of the
+    difference as a share of the vector's own."""
 
     def make(self) -> Teacher:
         """The teacher, made anew or shared, always with the same arguments."""
@@ -150,9 +153,13 @@ class TeacherContract:
     # About tokens
 
     def test_says_what_its_tokens_are(self) -> None:
-        teacher = self._able("score_tokens")
+        teacher = self._ready()
+        if not {"score_tokens", "token_hidden_states"} & set(teacher.capabilities):
+            pytest.skip("it declares nothing about tokens")
         assert teacher.tokenizer_fingerprint, "tokenizer_fingerprint isn't set: see lantern_pl.text.fingerprint"
-        assert teacher.vocab_size, "vocab_size isn't set: the number of columns of its token signals"
+        assert "score_tokens" not in teacher.capabilities or teacher.vocab_size, (
+            "vocab_size isn't set: the number of columns of its token signals"
+        )
 
     def test_a_token_signal_has_a_row_per_position(self) -> None:
         teacher, batch = self._able("score_tokens"), self.batch()
@@ -212,13 +219,7 @@ class TeacherContract:
         together = self._score(teacher, batch)
         again = self._score(teacher, batch)
         self._close(again, together, "asked twice, the token signal differs: switch dropout off, draw nothing")
-        alone = []
-        for row in range(len(batch.input_ids)):
-            # Without the padding, which must not count either.
-            part = (slice(row, row + 1), slice(0, int(batch.attention_mask[row].sum())))
-            alone.append(
-                self._score(teacher, TokenBatch(batch.input_ids[part], batch.attention_mask[part], batch.positions[part]))
-            )
+        alone = [self._score(teacher, row) for row in _one_by_one(batch)]
         message = "a row's token signal differs when it's asked alone, without padding: look at the mask and the positions"
         self._close(torch.cat(alone), together, message)
 
@@ -240,6 +241,64 @@ class TeacherContract:
             "after having read token l"
         )
 
+    # Hidden states
+
+    def test_hidden_states_have_a_row_each(self) -> None:
+        teacher, declared = self._able_to_show_hidden_states()
+        for capability in declared:
+            count, width = teacher.hidden_layers or 0, teacher.hidden_size or 0
+            assert count > 0, "hidden_layers isn't set: how many layers it has, the embeddings not counted"
+            assert width > 0, "hidden_size isn't set: the width of its hidden states"
+            rows = int(self.batch().positions.sum()) if capability == "token_hidden_states" else len(self.pairs())
+            states = self._states(teacher, capability, [0, count, -1])
+            shapes = [list(layer.shape) for layer in states]
+            assert shapes == [[rows, width]] * 3, (
+                f"{capability} gives shapes {shapes} for three layers, expected {[rows, width]} for each: rows x hidden_size"
+            )
+            assert not any(layer.isnan().any() for layer in states), f"{capability} holds NaN"
+            self._near(states[2], states[1], f"{capability} has another layer at -1 than at {count}: both mean the last")
+
+    def test_hidden_states_carry_no_gradient(self) -> None:
+        teacher, declared = self._able_to_show_hidden_states()
+        for capability in declared:
+            assert not any(layer.requires_grad for layer in self._states(teacher, capability, [0, -1])), (
+                f"{capability} carries a gradient into the teacher: compute it under torch.no_grad()"
+            )
+
+    def test_hidden_states_depend_on_their_row_alone(self) -> None:
+        teacher, declared = self._able_to_show_hidden_states()
+        for capability in declared:
+            together, again = (self._states(teacher, capability, [0, -1]) for _ in range(2))
+            alone = zip(*self._states_one_by_one(teacher, capability), strict=True)
+            for expected, other, rows in zip(together, again, alone, strict=True):
+                self._near(other, expected, f"asked twice, {capability} differ: switch dropout off and draw nothing")
+                message = f"a row's {capability} differ when it's asked alone, without padding: look at masks and order"
+                self._near(torch.cat(rows), expected, message)
+
+    def test_hidden_states_are_those_of_their_position(self) -> None:
+        teacher, batch = self._able("token_hidden_states"), self.batch()
+        first = [(row, int(batch.positions[row].nonzero()[0, 0])) for row in range(len(batch.input_ids))]
+        index = torch.cat([torch.zeros(1, dtype=torch.long), batch.positions.sum(-1).cumsum(0)[:-1]])
+        following = [(row, at + 1) for row, at in first]
+        before, now, after = (
+            teacher.token_hidden_states(asked, [-1])[0][index]
+            for asked in (batch, _changed(batch, first), _changed(batch, following))
+        )
+        message = "token_hidden_states at position l depend on the token at l + 1: they are shifted"
+        self._near(after, before, message)
+        assert (_apart(now, before) > self.tolerance).all(), (
+            "token_hidden_states at position l don't depend on the token at l: they are shifted"
+        )
+
+    # In messages
+
+    def test_chat_answers_with_a_reply(self) -> None:
+        reply = asyncio.run(_chat(self._able("chat")))
+        assert isinstance(reply, ChatReply), f"chat gives a {type(reply).__name__}, expected a ChatReply"
+        assert isinstance(reply.text, str), f"the reply's text is a {type(reply.text).__name__}, expected str"
+        assert reply.finish_reason, 'the reply has no finish_reason: say "stop" where the model has ended it by itself'
+        assert min(reply.prompt_tokens, reply.completion_tokens) >= 0, "a reply's counts of tokens are 0 or more"
+
     # How the checks ask
 
     def _ready(self) -> Teacher:
@@ -251,13 +310,40 @@ class TeacherContract:
             pytest.skip(f"it doesn't declare {capability}")
         return teacher
 
+    def _able_to_show_hidden_states(self) -> tuple[Teacher, list[str]]:
+        """The teacher and which of the two capabilities it declares."""
+        teacher = self._ready()
+        declared = sorted({"pair_hidden_states", "token_hidden_states"} & set(teacher.capabilities))
+        if not declared:
+            pytest.skip("it declares no hidden states")
+        return teacher, declared
+
     def _questions(self, teacher: Teacher) -> dict[str, Callable[[], Any]]:
         pairs, task = self.pairs(), self.task()
         return {
             "annotate": partial(teacher.annotate, pairs[:1], task),
             "level_probs": partial(teacher.level_probs, pairs[:1], task),
             "score_tokens": lambda: teacher.score_tokens(self.batch()),
+            "chat": lambda: asyncio.run(_chat(teacher)),
+            "pair_hidden_states": lambda: teacher.pair_hidden_states(pairs[:1], task, [-1]),
+            "token_hidden_states": lambda: teacher.token_hidden_states(self.batch(), [-1]),
         }
+
+    def _states(self, teacher: Teacher, capability: str, layers: Sequence[int]) -> Sequence[Tensor]:
+        if capability == "token_hidden_states":
+            return teacher.token_hidden_states(self.batch(), layers)
+        return teacher.pair_hidden_states(self.pairs(), self.task(), layers)
+
+    def _states_one_by_one(self, teacher: Teacher, capability: str) -> list[Sequence[Tensor]]:
+        if capability == "token_hidden_states":
+            return [teacher.token_hidden_states(row, [0, -1]) for row in _one_by_one(self.batch())]
+        return [teacher.pair_hidden_states([pair], self.task(), [0, -1]) for pair in self.pairs()]
+
+    def _near(self, found: Tensor, expected: Tensor, what: str) -> None:
+        apart = _apart(found, expected)
+        if not (apart <= self.tolerance).all():
+            row = int(apart.nan_to_num(nan=torch.inf).argmax())
+            raise AssertionError(f"{what} (row {row}: {apart[row].item():.3g} of its length)")
 
     def _close(self, found: Tensor, expected: Tensor, what: str) -> None:
         apart = _total_variation(found, expected)
@@ -268,6 +354,14 @@ class TeacherContract:
     def _score(self, teacher: Teacher, batch: TokenBatch) -> Tensor:
         """Probabilities of every token, [N, V]; 0 for those that a top-k signal doesn't name."""
         return _log_probs(teacher.score_tokens(batch), teacher.vocab_size or 0).exp()
+
+
+async def _chat(teacher: Teacher) -> ChatReply:
+    await teacher.get_ready_to_chat()
+    try:
+        return await teacher.chat(ChatRequest(({"role": "user", "content": "Say yes."},), max_tokens=16))
+    finally:
+        await teacher.close()
 
 
 def _refused(ask: Callable[[], Any]) -> bool:
@@ -281,6 +375,20 @@ def _refused(ask: Callable[[], Any]) -> bool:
 def _total_variation(found: Tensor, expected: Tensor) -> Tensor:
     """Between distributions [N, V], of each row."""
     return 0.5 * (found - expected).abs().sum(-1)
+
+
+def _one_by_one(batch: TokenBatch) -> list[TokenBatch]:
+    """Each row of the batch as a batch without padding."""
+    rows = []
+    for row in range(len(batch.input_ids)):
+        part = (slice(row, row + 1), slice(int(batch.attention_mask[row].sum())))
+        rows.append(TokenBatch(batch.input_ids[part], batch.attention_mask[part], batch.positions[part]))
+    return rows
+
+
+def _apart(found: Tensor, expected: Tensor) -> Tensor:
+    """Lengths of the differences of vectors [N, d], as shares of the expected ones'."""
+    return (found - expected).double().norm(dim=-1) / expected.double().norm(dim=-1).clamp_min(1e-12)
 
 
 def _changed(batch: TokenBatch, places: Sequence[tuple[int, int]]) -> TokenBatch:

@@ -1,0 +1,1 @@
+"""Signal sets: what a teacher says about a data set, on disk, for students to learn from without the teacher in memory."""
