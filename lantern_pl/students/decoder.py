@@ -1,29 +1,36 @@
 """DecoderStudent: a small causal LM that explains the fit, taught by texts and by a teacher's logits."""
 
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lantern_kernels import Head, MixtureOutput, Term, linear_mixture_loss
+from lantern_kernels.terms import CROSS_ENTROPY
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.text import ROUGEScore
 
-from lantern_pl.causal_lm import generate, hidden_at_positions, load_causal_lm, output_head
-from lantern_pl.data.featurize import DecoderBatch, DecoderFeaturizer
+from lantern_pl.causal_lm import generate, layers_at_positions, load_causal_lm, output_head
+from lantern_pl.data.featurize import Batch, DecoderBatch, DecoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.depth_pruning import DepthPruning
-from lantern_pl.divergences.contract import PointwiseDivergence, WeightedDivergence
+from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
-from lantern_pl.plugin_checks import ask, check_divergence, check_teacher, checked_signal
+from lantern_pl.plugin_checks import check_divergence, check_teacher, checked_signal
+from lantern_pl.prediction.answers import decoder_answers
+from lantern_pl.prediction.loader import Portion
+from lantern_pl.schedules import Scheduled
 from lantern_pl.signals import Hidden, Logits, TopK
 from lantern_pl.students.alignment import Aligner
+from lantern_pl.students.decoder_teacher import check_on_policy, check_partial_signals, has_other_tokenizer
+from lantern_pl.students.hidden_states import NAME, HiddenStates, HiddenStateTerm
 from lantern_pl.students.lora import Lora, add_lora, write_merged
-from lantern_pl.students.student import Means, Optimization, Student, check_loss
+from lantern_pl.students.on_policy import FRACTION, OnPolicy, Sampler
+from lantern_pl.students.student import HIDDEN_WEIGHT, ON_POLICY, Means, Optimization, Student, check_loss, only_reported
 from lantern_pl.tasks import Task
+from lantern_pl.teachers.adapter_off import SharedBaseTeacher
 from lantern_pl.teachers.contract import Teacher
 from lantern_pl.text import fingerprint, load_tokenizer
 
@@ -37,7 +44,7 @@ class DecoderStudent(Student):
 
     Its loss on the supervised tokens is cross_entropy · CE(explanation) + temperature² · Σ weight · divergence(teacher,
     student), in one pass over hidden states: logits of all positions never exist at once. Without a teacher it is plain
-    supervised fine-tuning, which is how an in-house teacher is trained.
+    supervised fine-tuning, which is how an in-house teacher is trained. `hidden_states` adds a term of its own.
 
     Args:
         model: what the student starts from: embedded:smollm2-135m, a folder (such as an earlier stage's student), or a
@@ -48,8 +55,12 @@ class DecoderStudent(Student):
         mixture: divergences to the teacher and their weights. With a teacher and an empty list, the divergence is only
             reported, not trained on.
         cross_entropy: weight of the cross entropy on the annotated explanation.
-        temperature: softens both distributions in the divergences; cross entropy stays at temperature 1.
+        temperature: softens both distributions in the divergences; cross entropy stays at temperature 1. It, the weights and
+            cross_entropy may each be a schedule, such as {start: 2, end: 1}.
         optimization: learning rate and its schedule.
+        hidden_states: learn the teacher's hidden states as well, on the same tokens; null leaves that out.
+        on_policy: train a share of the batches on answers that the student samples itself, with the teacher's say on them
+            (GKD); null trains on the annotations alone.
         max_new_tokens: length limit of generated explanations.
         generate_pairs: how many held-out pairs to explain at each validation, for ROUGE-L and the valid-format rate.
     """
@@ -61,9 +72,11 @@ class DecoderStudent(Student):
         lora: Lora | None = None,
         teacher: Teacher | None = None,
         mixture: list[WeightedDivergence] | None = None,
-        cross_entropy: float = 1.0,
-        temperature: float = 1.0,
+        cross_entropy: Scheduled = 1.0,
+        temperature: Scheduled = 1.0,
         optimization: Optimization = _OPTIMIZATION,
+        hidden_states: HiddenStates | None = None,
+        on_policy: OnPolicy | None = None,
         max_new_tokens: int = 96,
         generate_pairs: int = 4,
     ) -> None:
@@ -71,24 +84,30 @@ class DecoderStudent(Student):
         self.model_name = model
         self.layers = layers
         self.lora = lora
-        self.terms: list[Term] = [weighted.term() for weighted in mixture or []]
-        check_loss(self.terms, temperature, cross_entropy)
-        self.temperature = temperature
+        self.on_policy = on_policy
+        others: dict[str, Scheduled] = {} if on_policy is None else {FRACTION: on_policy.fraction}
+        others |= {} if hidden_states is None else {HIDDEN_WEIGHT: hidden_states.weight}
+        self.start_numbers(mixture or [], temperature, cross_entropy, others)
+        check_loss(self.terms, temperature, cross_entropy, 0.0 if hidden_states is None else hidden_states.weight)
         if max_new_tokens < 1 or generate_pairs < 0:
             raise UserError(
                 f"model.max_new_tokens is {max_new_tokens} and generate_pairs {generate_pairs}: give 1 and 0, or more."
             )
-        self.cross_entropy = cross_entropy
         self.max_new_tokens = max_new_tokens
         self.generate_pairs = generate_pairs
         self.tokenizer = load_tokenizer(model)
         self.divergences = [weighted.divergence for weighted in mixture or []]
+        self.hidden_states: HiddenStateTerm | None = None
+        if hidden_states is not None:
+            self.hidden_states = HiddenStateTerm(hidden_states, teacher, "token_hidden_states", model, layers)
         self.teacher = self._check_teacher(teacher)
         self._teacher_was_checked = False
         for divergence in self.divergences:
             check_divergence(divergence)
         lm = load_causal_lm(model, torch.float32, layers)
         self.lm: Any = (lm if lora is None else add_lora(lm, lora)).train()
+        if isinstance(teacher, SharedBaseTeacher):
+            teacher.attach(self.lm, model)
         # Adapters alone go into checkpoints; the frozen weights come from `model` again.
         self.strict_loading = lora is None
         self.sample: dict[str, str] = {}
@@ -100,37 +119,31 @@ class DecoderStudent(Student):
 
     def _check_teacher(self, teacher: Teacher | None) -> Teacher | None:
         self._other_tokenizer = False
-        if teacher is None:
-            if self.terms:
-                raise UserError("model.mixture needs a teacher: give model.teacher, or leave the mixture empty.")
-            return None
-        check_teacher(teacher)
-        if "score_tokens" not in teacher.capabilities:
-            raise UserError(
-                f"The teacher {type(teacher).__name__} can't score tokens (it can: "
-                f"{', '.join(sorted(teacher.capabilities))}); a decoder needs that. lantern_pl.teachers.hf can."
-            )
-        own = fingerprint(self.tokenizer)
-        self._other_tokenizer = teacher.tokenizer_fingerprint != own
-        tied = [d.name for d in self.divergences if d.same_tokenizer]
-        if self._other_tokenizer and (tied or not self.divergences or teacher.tokenizer is None):
-            why = f"{tied[0]!r} compares them token by token" if tied else "the mixture is empty"
-            if not tied and teacher.tokenizer is None:
-                why = "that teacher gives no tokenizer to align them by"
-            raise UserError(
-                f"Teacher and student have different tokenizers: the teacher's fingerprint is "
-                f"{teacher.tokenizer_fingerprint}, that of the student {self.model_name!r} is {own}. Their token ids stand "
-                f"for different texts, and {why}. Choose a student of the teacher's family, or divergences that align "
-                "tokens by themselves (`lantern plugins show uld`)."
-            )
-        if teacher.top_k is not None:
-            general = [d.name for d in self.divergences if not isinstance(d, PointwiseDivergence)]
-            if self.temperature != 1 or general:
-                what = f"{general[0]!r} needs all of them" if general else "probabilities of the others can't be softened"
+        if teacher is not None:
+            check_teacher(teacher)
+            if isinstance(teacher, SharedBaseTeacher) and (self.lora is None or self.layers is not None):
+                what = "no lora" if self.lora is None else "other layers"
                 raise UserError(
-                    f"The teacher {type(teacher).__name__} names only the {teacher.top_k} most probable tokens, and {what}: "
-                    "give model.temperature 1 and pointwise divergences, or a teacher with the whole vocabulary."
+                    f"The teacher shared_base is the student's own frozen base, and the student has {what}: give model.lora "
+                    "and no layers, or take the teacher lantern_pl.teachers.hf."
                 )
+            if "score_tokens" not in teacher.capabilities and (self.terms or self.hidden_states is None):
+                raise UserError(
+                    f"The teacher {type(teacher).__name__} can't score tokens (it can: "
+                    f"{', '.join(sorted(teacher.capabilities))}); a decoder needs that. lantern_pl.teachers.hf can."
+                )
+            self._other_tokenizer = has_other_tokenizer(
+                teacher,
+                self.model_name,
+                fingerprint(self.tokenizer),
+                self.divergences,
+                tied=self.hidden_states is not None,
+            )
+            check_partial_signals(teacher, self.divergences, self.numbers["temperature"])
+        elif self.terms:
+            raise UserError("model.mixture needs a teacher: give model.teacher, or leave the mixture empty.")
+        if self.on_policy is not None:
+            check_on_policy(teacher, self.divergences, self._other_tokenizer)
         return teacher
 
     def featurizer(self, task: Task, max_length: int) -> DecoderFeaturizer:
@@ -139,37 +152,63 @@ class DecoderStudent(Student):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self._features = self.featurizer(self.task, self.trainer.datamodule.max_length)  # type: ignore[attr-defined]
-        if self.teacher is not None:
-            ask(self.teacher, partial(self.teacher.to, self.trainer.strategy.root_device))
+        if self.teacher is not None and stage != "predict":  # which asks no teacher
+            self.prepare_teacher(self.teacher, "score_tokens", self.tokenizer)
             if self._other_tokenizer and self.teacher.tokenizer is not None:
                 theirs = DecoderFeaturizer(self.teacher.tokenizer, self.task, self._features.max_length)
                 self._aligner = Aligner(self.tokenizer, theirs)
 
+        if self.on_policy is not None:
+            self._sampler = Sampler(self.on_policy, self._features)
+
     # Loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self.on_policy is not None and isinstance(batch, DecoderBatch):
+            step = self.trainer.global_step
+            if self._sampler.chooses(self.current[FRACTION], step, batch_idx):
+                batch = self._sampler.rewrite(batch, self.lm, (step, batch_idx, self.trainer.global_rank))
+        return super().training_step(batch, batch_idx)
 
     def summed_loss(self, batch: DecoderBatch) -> tuple[MixtureOutput, int]:
         output, _ = self._mixture(batch, self.terms)
+        if batch.generated:
+            # Figures of their own: a divergence on the student's texts isn't one on the annotations.
+            terms = {ON_POLICY + name: values for name, values in output.terms.items() if name != CROSS_ENTROPY}
+            output = MixtureOutput(output.loss, terms)
         return output, len(batch.targets)
 
     def _mixture(self, batch: DecoderBatch, terms: list[Term]) -> tuple[MixtureOutput, Head]:
         """The loss summed over the N supervised positions, and the student's hidden states and head there."""
-        student = output_head(self.lm).on(hidden_at_positions(self.lm, batch.tokens))
-        supervised = {"targets": batch.targets, "cross_entropy": self.cross_entropy}
+        layers = [] if self.hidden_states is None else self.hidden_states.layers
+        last, states = layers_at_positions(self.lm, batch.tokens, layers)
+        student = output_head(self.lm).on(last)
+        output = self._of_next_tokens(batch, student, terms)
+        if self.hidden_states is not None:
+            output = self.hidden_states.add(output, states, self.hidden_states.of_tokens(batch.tokens, len(last)))
+        return output, student
+
+    def _of_next_tokens(self, batch: DecoderBatch, student: Head, terms: list[Term]) -> MixtureOutput:
+        """The loss without the hidden states' term."""
+        supervised = {"targets": batch.targets, "cross_entropy": 0.0 if batch.generated else self.cross_entropy}
         if self.teacher is None or not terms:
-            return self._loss(student, None, [], **supervised), student
+            return self._loss(student, None, [], **supervised)
         if not self._other_tokenizer:
-            teacher = self._signal(batch).for_loss()
-            return self._loss(student, teacher, terms, **supervised), student
+            return self._loss(student, self._signal(batch).for_loss(), terms, **supervised)
         translated, rows, teacher_rows = self._aligner.align(batch)
         signal = self._signal(translated)
         aligned = self._loss(
             replace(student, hidden=student.hidden[rows]), signal.at(teacher_rows).for_loss(), terms, cross_entropy=0.0
         )
         texts = self._loss(student, None, [], **supervised)
-        return MixtureOutput(aligned.loss + texts.loss, {**aligned.terms, **texts.terms}), student
+        return MixtureOutput(aligned.loss + texts.loss, {**aligned.terms, **texts.terms})
 
     def _loss(self, student: Head, teacher: Any, terms: list[Term], **supervised: Any) -> MixtureOutput:
         weights = torch.ones(len(student.hidden), device=self.device)
+        if not terms and supervised["cross_entropy"] == 0:
+            with torch.no_grad():
+                output = linear_mixture_loss(student, None, [], row_weights=weights, **supervised | {"cross_entropy": 1.0})
+            return only_reported(output, student.hidden, student.weight, student.bias)
         return linear_mixture_loss(student, teacher, terms, temperature=self.temperature, row_weights=weights, **supervised)
 
     def _signal(self, batch: DecoderBatch) -> Hidden | Logits | TopK:
@@ -179,14 +218,20 @@ class DecoderStudent(Student):
         self._teacher_was_checked = True
         return signal
 
+    def ask_teacher_again(self, batch: DecoderBatch) -> None:
+        if self.teacher is not None and self.terms and not self._other_tokenizer:
+            checked_signal(self.teacher, batch.tokens, len(batch.targets), look_at_values=True)
+
     # Evaluation
 
     def _start_metrics(self) -> None:
         reported = {term.label: term for term in self.terms}
         # KL is the yardstick of every run, also where the mixture doesn't hold it or there is no mixture.
-        yardstick = {} if self.teacher is None or self._other_tokenizer else {"kl": Term("kl", weight=0.0)}
+        scored = self.teacher is not None and "score_tokens" in self.teacher.capabilities and not self._other_tokenizer
+        yardstick = {"kl": Term("kl", weight=0.0)} if scored else {}
         self.reported_terms = list({**yardstick, **reported}.values())
         names = [*(term.label for term in self.reported_terms), "cross_entropy", "token_accuracy"]
+        names += [] if self.hidden_states is None else [NAME]
         self.means = Means(names)
         self.valid_format = MeanMetric()
         self.rouge = ROUGEScore(rouge_keys="rougeL")
@@ -223,7 +268,7 @@ class DecoderStudent(Student):
         training = self.lm.training
         self.lm.eval()
         prompts = [self._features.prompt(pair) for pair in pairs]
-        texts = generate(self.lm, self.tokenizer, prompts, self.max_new_tokens)
+        texts = [answer.text for answer in generate(self.lm, self.tokenizer, prompts, self.max_new_tokens)]
         self.lm.train(training)
         return texts
 
@@ -236,15 +281,12 @@ class DecoderStudent(Student):
                 self.sample["teacher"] = self.teacher.annotate([pair], self.task)[0].text
         self.sample["untrained" if self.trainer.sanity_checking else "trained"] = text
 
-    def predict_step(self, batch: DecoderBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One record per pair: its id, the answer's text, and what could be read from it."""
-        texts = self.explain(batch.pairs)
-        records = []
-        for pair, text in zip(batch.pairs, texts, strict=True):
-            answer = self.task.parse_answer(text)
-            level, explanation = (answer.level, answer.explanation) if answer else (None, None)
-            records.append({"pair_id": pair.pair_id, "text": text, "level": level, "explanation": explanation})
-        return records
+    def predict_step(self, portion: Portion, batch_idx: int) -> list[dict[str, Any]]:
+        """One record per pair: its row and ids, the answer's text, what could be read from it, and the probability of each
+        level."""
+        return portion.answered(
+            lambda batch: decoder_answers(self.lm, self.tokenizer, self.task, batch, self.max_new_tokens)
+        )
 
     # Files
 
@@ -261,10 +303,11 @@ class DecoderStudent(Student):
             "started_from": self.model_name,
             "layers": None if self.layers is None else asdict(self.layers),
             "lora": None if self.lora is None else asdict(self.lora),
+            "max_new_tokens": self.max_new_tokens,
             "loss": {
-                "cross_entropy": self.cross_entropy,
-                "temperature": self.temperature,
-                "mixture": {term.label: term.weight for term in self.terms},
+                **self.describe_loss(),
+                "on_policy": None if self.on_policy is None else asdict(self.on_policy),
+                NAME: None if self.hidden_states is None else asdict(self.hidden_states.settings),
             },
             "parameters": sum(parameter.numel() for parameter in self.lm.parameters()),
         }

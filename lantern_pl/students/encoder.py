@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lantern_kernels import MixtureOutput, Term, mixture_loss
+from lantern_kernels import MixtureOutput, mixture_loss
 from torch import Tensor
 from torchmetrics import CohenKappa, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
@@ -18,8 +18,12 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.pair_classifier import Pooling, is_classifier, load_classifier, new_classifier, write_classifier
-from lantern_pl.plugin_checks import ask, check_divergence, check_teacher, checked_level_probs
-from lantern_pl.students.student import Means, Optimization, Student, check_loss
+from lantern_pl.plugin_checks import check_divergence, check_teacher, checked_level_probs
+from lantern_pl.prediction.answers import encoder_answers
+from lantern_pl.prediction.loader import Portion
+from lantern_pl.schedules import Scheduled
+from lantern_pl.students.hidden_states import NAME, HiddenStates, HiddenStateTerm
+from lantern_pl.students.student import HIDDEN_WEIGHT, Means, Optimization, Student, check_loss, only_reported
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Teacher
 from lantern_pl.text import load_tokenizer
@@ -32,6 +36,7 @@ class EncoderStudent(Student):
 
     Its loss on a pair is cross_entropy · CE(level) + temperature² · Σ weight · divergence(level distribution, student).
     The distribution comes from the teacher if there is one, else from the annotations (votes or confidence).
+    `hidden_states` adds a term of its own.
 
     Args:
         model: what the backbone starts from: embedded:minilm-l6, embedded:smollm2-135m, a folder (such as an earlier
@@ -44,8 +49,11 @@ class EncoderStudent(Student):
         teacher: whose level distribution to learn from, such as lantern_pl.teachers.hf; null takes the annotations'.
         mixture: divergences to that distribution and their weights; empty trains on the levels alone.
         cross_entropy: weight of the cross entropy on the annotated level.
-        temperature: softens both distributions in the divergences; cross entropy stays at temperature 1.
+        temperature: softens both distributions in the divergences; cross entropy stays at temperature 1. It, the weights and
+            cross_entropy may each be a schedule, such as {start: 2, end: 1}.
         optimization: learning rate and its schedule.
+        hidden_states: learn the teacher's hidden states as well, a vector of each pair, which the student has from its own
+            by `pooling`; null leaves that out.
     """
 
     def __init__(
@@ -58,15 +66,17 @@ class EncoderStudent(Student):
         layers: DepthPruning | None = None,
         teacher: Teacher | None = None,
         mixture: list[WeightedDivergence] | None = None,
-        cross_entropy: float = 1.0,
-        temperature: float = 1.0,
+        cross_entropy: Scheduled = 1.0,
+        temperature: Scheduled = 1.0,
         optimization: Optimization = _OPTIMIZATION,
+        hidden_states: HiddenStates | None = None,
     ) -> None:
         super().__init__(optimization)
         self.model_name = model
         self.levels = levels or Task().levels
-        self.terms: list[Term] = [weighted.term() for weighted in mixture or []]
-        check_loss(self.terms, temperature, cross_entropy)
+        others = {} if hidden_states is None else {HIDDEN_WEIGHT: hidden_states.weight}
+        self.start_numbers(mixture or [], temperature, cross_entropy, others)
+        check_loss(self.terms, temperature, cross_entropy, 0.0 if hidden_states is None else hidden_states.weight)
         for weighted in mixture or []:
             if not weighted.divergence.same_tokenizer:
                 raise UserError(
@@ -74,19 +84,21 @@ class EncoderStudent(Student):
                     "decoders whose teacher has another tokenizer. Choose another divergence."
                 )
             check_divergence(weighted.divergence)
-        self.cross_entropy = cross_entropy
-        self.temperature = temperature
         self.layers = layers
         if head_depth < 0:
             raise UserError(f"model.head_depth is {head_depth}: give 0 (a linear head) or more.")
         if teacher is not None:
             check_teacher(teacher)
-        if teacher is not None and "level_probs" not in teacher.capabilities:
+        if teacher is not None and "level_probs" not in teacher.capabilities and (self.terms or hidden_states is None):
             raise UserError(
                 f"The teacher {type(teacher).__name__} gives no level distributions (it can: "
                 f"{', '.join(sorted(teacher.capabilities))}); lantern_pl.teachers.hf and lantern_pl.teachers.rubric do."
             )
         self.teacher = teacher
+        self.hidden_states: HiddenStateTerm | None = None
+        if hidden_states is not None:
+            kept = None if is_classifier(model) else layers
+            self.hidden_states = HiddenStateTerm(hidden_states, teacher, "pair_hidden_states", model, kept)
         self.tokenizer = load_tokenizer(model)
         if is_classifier(model):
             self.classifier = load_classifier(model, dropout)
@@ -111,7 +123,8 @@ class EncoderStudent(Student):
             },
             compute_groups=False,
         )
-        self.means = Means([*(term.label for term in self.terms), "cross_entropy"])
+        names = [*(term.label for term in self.terms), "cross_entropy"]
+        self.means = Means(names if self.hidden_states is None else [*names, NAME])
         self._level_probs: dict[str, Tensor] = {}
 
     @property
@@ -128,8 +141,10 @@ class EncoderStudent(Student):
                 f"The task's levels are {self.task.levels}, the student's {self.levels}: set model.init_args.levels and "
                 "data.init_args.task.levels to the same list."
             )
+        if stage == "predict":  # which asks no teacher
+            return
         if self.teacher is not None:
-            ask(self.teacher, partial(self.teacher.to, self.trainer.strategy.root_device))
+            self.prepare_teacher(self.teacher, "level_probs", self.tokenizer)
         elif self.terms and stage == "fit":
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             _check_distributions([*data.pairs["train"], *data.pairs["val"]])
@@ -137,24 +152,36 @@ class EncoderStudent(Student):
     # Loss
 
     def summed_loss(self, batch: EncoderBatch) -> tuple[MixtureOutput, int]:
-        return self._mixture(batch, self.classifier(batch.inputs)), len(batch.pairs)
+        return self._mixture(batch)[0], len(batch.pairs)
 
-    def _mixture(self, batch: EncoderBatch, logits: Tensor) -> MixtureOutput:
-        """The loss summed over the batch's pairs."""
+    def _mixture(self, batch: EncoderBatch) -> tuple[MixtureOutput, Tensor]:
+        """The loss summed over the batch's pairs, and the student's logits [B, K] of them."""
+        layers = [] if self.hidden_states is None else self.hidden_states.layers
+        logits, states = self.classifier.logits_and_layers(batch.inputs, layers)
+        output = self._of_levels(batch, logits)
+        if self.hidden_states is not None:
+            teacher = self.hidden_states.of_pairs(batch.pairs, self.task, logits.device)
+            output = self.hidden_states.add(output, states, teacher)
+        return output, logits
+
+    def _of_levels(self, batch: EncoderBatch, logits: Tensor) -> MixtureOutput:
+        """The loss without the hidden states' term."""
         known = self._distributions(batch) if self.terms else None
         levels = batch.levels
         if known is not None:
             # A pair annotated with votes alone: its most frequent level is its label.
             levels = torch.where(levels == IGNORE, known.argmax(-1), levels)
-        return mixture_loss(
-            logits,
+        reported = not self.terms and self.cross_entropy == 0
+        output = mixture_loss(
+            logits.detach() if reported else logits,
             None if known is None else known.log(),
             self.terms,
             temperature=self.temperature,
             targets=levels,
-            cross_entropy=self.cross_entropy,
+            cross_entropy=1.0 if reported else self.cross_entropy,
             row_weights=torch.ones(len(logits), device=logits.device),
         )
+        return only_reported(output, logits) if reported else output
 
     def _distributions(self, batch: EncoderBatch) -> Tensor:
         """The level distribution [B, K] of each pair, from the teacher (asked once for each pair) or the annotations."""
@@ -171,8 +198,8 @@ class EncoderStudent(Student):
 
     @torch.no_grad()
     def update_metrics(self, batch: EncoderBatch) -> None:
-        logits = self.classifier(batch.inputs)
-        for name, values in self._mixture(batch, logits).terms.items():
+        output, logits = self._mixture(batch)
+        for name, values in output.terms.items():
             self.means.update(name, values)
         self.figures.update(logits.softmax(-1), batch.levels)
 
@@ -182,17 +209,9 @@ class EncoderStudent(Student):
         self.figures.reset()
         return figures
 
-    def predict_step(self, batch: EncoderBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One record per pair: its id, the most probable level, and the probability of each."""
-        probs = self.classifier(batch.inputs).softmax(-1).tolist()
-        return [
-            {
-                "pair_id": pair.pair_id,
-                "level": self.levels[max(range(len(row)), key=row.__getitem__)],
-                "level_probs": dict(zip(self.levels, row, strict=True)),
-            }
-            for pair, row in zip(batch.pairs, probs, strict=True)
-        ]
+    def predict_step(self, portion: Portion, batch_idx: int) -> list[dict[str, Any]]:
+        """One record per pair: its row and ids, the most probable level, the probability of each, and the score."""
+        return portion.answered(partial(encoder_answers, self.classifier))
 
     # Files
 
@@ -207,9 +226,8 @@ class EncoderStudent(Student):
             "pooling": self.classifier.pooling,
             "head_depth": self.classifier.depth,
             "loss": {
-                "cross_entropy": self.cross_entropy,
-                "temperature": self.temperature,
-                "mixture": {term.label: term.weight for term in self.terms},
+                **self.describe_loss(),
+                NAME: None if self.hidden_states is None else asdict(self.hidden_states.settings),
             },
             "parameters": sum(parameter.numel() for parameter in self.classifier.parameters()),
         }

@@ -49,5 +49,6 @@ def write_merged(adapted: PeftModel, base: PreTrainedModel, folder: Path) -> Non
     The adapters are merged into a fresh copy of the frozen weights: the model in training stays as it is.
     """
     adapter = folder / "adapter"
-    adapted.save_pretrained(str(adapter))
+    # Of all adapters only the student's: a teacher may have one on the same base.
+    adapted.save_pretrained(str(adapter), selected_adapters=["default"])
     PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)

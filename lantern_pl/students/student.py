@@ -3,8 +3,9 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,20 +13,36 @@ import torch
 from lantern_kernels import MixtureOutput, Term
 from lantern_kernels.terms import CROSS_ENTROPY
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from lantern_pl.data.featurize import Batch, Featurizer
+from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
-from lantern_pl.resume import go_to_place, settle
+from lantern_pl.plugin_checks import ask
+from lantern_pl.resume import go_to_place, of_all_ranks, random_states, set_random_states, settle
+from lantern_pl.schedules import Progress, Schedule, Scheduled, extremes, first, last, value_at
+from lantern_pl.students.faults import OnFault, Watch, gradients_are_finite
+from lantern_pl.students.hidden_states import NAME as HIDDEN_STATES
+from lantern_pl.students.hidden_states import HiddenStateTerm
 from lantern_pl.tasks import Task
+from lantern_pl.teachers.contract import Assignment, Teacher
+from lantern_pl.text import template_hash
 
 # Names of figures that are logged beside the terms.
 _TAKEN = {
-    *("loss", "tokens_per_s", "learning_rate", "token_accuracy", "rouge_l", "valid_format"),
+    *("loss", "tokens_per_s", "learning_rate", "skipped_steps"),
+    *("token_accuracy", "rouge_l", "valid_format", "hidden_states"),
     *("accuracy", "macro_f1", "quadratic_kappa", "ece"),
+    *("temperature", "on_policy_fraction"),
 }
+# What the names of scheduled weights and of terms on the student's own texts begin with.
+_WEIGHT, ON_POLICY = "weight_", "on_policy_"
+HIDDEN_WEIGHT = _WEIGHT + HIDDEN_STATES
+_RANDOM = "random_states"
 
 ScheduleName = Literal["constant", "linear", "cosine"]
 
@@ -44,6 +61,9 @@ class Optimization:
     """What follows the warm-up, until the last step: constant, linear or cosine decay to 0."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's running averages."""
+    not_finite: OnFault = "stop"
+    """What to do where the loss or its gradient is NaN or infinite: stop, and say which term of which pairs, or skip that
+    step, which is counted as train/skipped_steps."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -52,20 +72,29 @@ class Optimization:
             raise UserError(f"optimization.warmup is {self.warmup}: give a share of the steps, 0 to 1.")
 
 
-def check_loss(terms: Sequence[Term], temperature: float, cross_entropy: float) -> None:
-    """Raise UserError for a loss that can't be: found here before any weights are loaded."""
-    if not terms and cross_entropy == 0:
+def check_loss(
+    terms: Sequence[Term], temperature: Scheduled, cross_entropy: Scheduled, hidden_states: Scheduled = 0.0
+) -> None:
+    """Raise UserError for a loss of these terms and weights that can't be: found before any weights are loaded."""
+    (coldest, hottest), (least, most) = extremes(temperature), extremes(cross_entropy)
+    if not terms and most == 0 and extremes(hidden_states)[1] == 0:
         raise UserError("The student has nothing to learn: give a mixture, or a cross_entropy weight.")
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not (math.isfinite(hottest) and coldest > 0):
         raise UserError(f"model.temperature is {temperature}: give a finite number above 0.")
-    if not (math.isfinite(cross_entropy) and cross_entropy >= 0):
+    if not (math.isfinite(most) and least >= 0):
         raise UserError(f"model.cross_entropy is {cross_entropy}: give a weight of 0 or more.")
     labels = [CROSS_ENTROPY, *(term.label for term in terms)]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise UserError(f"model.mixture has several terms called {twice[0]!r}: give each a `label` of its own.")
-    if taken := [label for label in labels if label in _TAKEN or not label]:
+    if taken := [label for label in labels if label in _TAKEN or label.startswith((_WEIGHT, ON_POLICY)) or not label]:
         raise UserError(f"model.mixture has a term called {taken[0]!r}, a name that other figures have: give it a `label`.")
+
+
+def only_reported(output: MixtureOutput, *tensors: Tensor | None) -> MixtureOutput:
+    """The output with a loss of 0, whose gradient in these tensors is zeros: DDP wants one of every parameter."""
+    nothing = torch.stack([0.0 * tensor.sum().float() for tensor in tensors if tensor is not None]).sum()
+    return MixtureOutput(nothing, output.terms)
 
 
 class Means(nn.Module):
@@ -96,6 +125,7 @@ class Student(LightningModule, ABC):
     """
 
     task: Task
+    hidden_states: HiddenStateTerm | None
 
     def __init__(self, optimization: Optimization) -> None:
         super().__init__()
@@ -105,7 +135,38 @@ class Student(LightningModule, ABC):
         self._window_rows = 0
         self._window_tokens = 0
         self._window_sums: dict[str, Tensor] = {}
+        self._window_counts: dict[str, int] = {}
         self._window_started = time.perf_counter()
+        self._logged_terms: dict[str, None] = {}
+        self._window_random = random_states()
+        self._watch = Watch()
+        self.skipped_steps = 0
+        self._random_to_set: dict[str, Any] | None = None
+        self.terms: list[Term] = []
+        self.hidden_states = None
+        self.numbers: dict[str, Scheduled] = {}
+
+    def start_numbers(
+        self,
+        mixture: Sequence[WeightedDivergence],
+        temperature: Scheduled,
+        cross_entropy: Scheduled,
+        others: Mapping[str, Scheduled],
+    ) -> None:
+        """Take the numbers of the loss, scheduled or not, by the names that they are logged under."""
+        self.terms = [weighted.term() for weighted in mixture]
+        weights = {_WEIGHT + term.label: weighted.weight for term, weighted in zip(self.terms, mixture, strict=True)}
+        self.numbers = {"temperature": temperature, _WEIGHT + CROSS_ENTROPY: cross_entropy, **weights, **others}
+        self._set_numbers(first)
+
+    def _set_numbers(self, choose: Callable[[Scheduled], float]) -> None:
+        self.current = {name: choose(number) for name, number in self.numbers.items()}
+        self.temperature = self.current["temperature"]
+        self.cross_entropy = self.current[_WEIGHT + CROSS_ENTROPY]
+        for term in self.terms:
+            term.weight = self.current[_WEIGHT + term.label]
+        if self.hidden_states is not None:
+            self.hidden_states.weight = self.current[HIDDEN_WEIGHT]
 
     @property
     @abstractmethod
@@ -139,6 +200,25 @@ class Student(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         self.task = self.trainer.datamodule.task  # type: ignore[attr-defined]
 
+    def prepare_teacher(self, teacher: Teacher, capability: str, tokenizer: Any) -> None:
+        """Bring the teacher to the device, and tell it what it's going to be asked."""
+        ask(teacher, partial(teacher.to, self.trainer.strategy.root_device))
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        examples = data.annotated_examples()
+        template = template_hash(tokenizer)
+        paths = ", ".join(path for path in data.paths.values() if path)
+        work = Assignment(capability, examples, self.task, data.max_length, paths, template)
+        ask(teacher, partial(teacher.accept, work))
+
+    def describe_loss(self) -> dict[str, Any]:
+        """The numbers of the loss, for the manifest."""
+        plain = {name: asdict(n) if isinstance(n, Schedule) else n for name, n in self.numbers.items()}
+        return {
+            "cross_entropy": plain[_WEIGHT + CROSS_ENTROPY],
+            "temperature": plain["temperature"],
+            "mixture": {term.label: plain[_WEIGHT + term.label] for term in self.terms},
+        }
+
     # Training
 
     def on_train_start(self) -> None:
@@ -148,45 +228,94 @@ class Student(LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # The step that loggers get. It's always that of the optimizer, but for a resumed run, where it can be one off.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+        self._set_numbers(partial(value_at, progress=self._progress()))
+        if self._random_to_set is not None:
+            # Not before the first batch: what is made ready for a fit draws numbers, too.
+            set_random_states(self._random_to_set)
+            self._random_to_set = None
+        if self._window_rows == 0:
+            self._window_random = random_states()
+
+    def _progress(self) -> Progress:
+        trainer = self.trainer
+        steps = max(int(trainer.estimated_stepping_batches), 1)
+        in_epoch = max(-(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches), 1)
+        # Not max_epochs: max_steps may end the fit before.
+        return Progress(trainer.global_step, steps, trainer.current_epoch, -(-steps // in_epoch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output, rows = self.summed_loss(batch)
+        self._watch.see(batch, output)
         self._window_rows += rows
         self._window_tokens += batch.token_count
         sums = {name: values.sum() for name, values in output.terms.items()}
         for name, value in {"loss": output.loss.detach(), **sums}.items():
             self._window_sums[name] = self._window_sums.get(name, torch.zeros_like(value)) + value
+            self._window_counts[name] = self._window_counts.get(name, 0) + rows
         # Lightning divides by the number of micro-batches; the right divisor is known only when the optimizer steps.
         return output.loss * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Normalise the gradients over the global batch and log its figures. Runs before gradients are clipped."""
         world = self.trainer.world_size
+        counts = [*self._window_counts.values(), self._window_rows, self._window_tokens]
         local = torch.stack(
             [
                 *(value.double() for value in self._window_sums.values()),
-                *torch.tensor([self._window_rows, self._window_tokens], dtype=torch.double, device=self.device),
+                *torch.tensor(counts, dtype=torch.double, device=self.device),
             ]
         )
         total = self.trainer.strategy.reduce(local, reduce_op="sum") if world > 1 else local
         assert isinstance(total, Tensor)
-        *sums, rows, tokens = total.tolist()
+        *figures_, rows, tokens = total.tolist()
+        names = list(self._window_sums)
+        sums, counts = figures_[: len(names)], figures_[len(names) :]
         # The strategy has averaged the gradients over the ranks: they are sums over rows divided by the world's size.
         factor = world / max(rows, 1)
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
+        self._check_finite(sums[names.index("loss")])
         seconds = time.perf_counter() - self._window_started
-        figures = {name: value / max(rows, 1) for name, value in zip(self._window_sums, sums, strict=True)}
+        # A term on the student's own texts has only their rows.
+        figures = {name: value / max(count, 1) for name, value, count in zip(names, sums, counts, strict=True)}
         figures["tokens_per_s"] = tokens / seconds
+        # What isn't logged again would keep its value of an earlier step: nan says that this one has no such rows.
+        self._logged_terms |= dict.fromkeys(names)
+        figures = dict.fromkeys(self._logged_terms, math.nan) | figures
+        figures |= {name: self.current[name] for name, number in self.numbers.items() if isinstance(number, Schedule)}
+        if self.optimization.not_finite == "skip":
+            figures["skipped_steps"] = self.skipped_steps
         for name, value in figures.items():
             self.log(f"train/{name}", value, prog_bar=True, batch_size=1)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"], batch_size=1)
         self._start_window()
 
+    def _check_finite(self, loss: float) -> None:
+        """Stop or skip a step whose loss, summed over all ranks, or whose gradient isn't finite."""
+        # A scaler of half-precision gradients meets infinite ones as a matter of course, and leaves out their steps.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if math.isfinite(loss) and (scaled or gradients_are_finite(self.parameters())):
+            return
+        fault = self._watch.fault(self.trainer.global_step, self.ask_teacher_again)
+        if self.optimization.not_finite == "stop":
+            raise UserError(
+                f"{fault} No weight was changed by it. A lower learning rate or trainer.gradient_clip_val often helps; "
+                "optimization.not_finite: skip leaves such steps out."
+            )
+        rank_zero_warn(f"{fault} The step was left out.")
+        self.skipped_steps += 1
+        for parameter in self.parameters():
+            parameter.grad = None  # which optimizers leave alone; zeros would still move weights by their momentum
+
+    def ask_teacher_again(self, batch: Any) -> None:
+        """Ask the teacher about a batch, and look at every value of its answer. Raises UserError where it isn't right."""
+
     def _start_window(self) -> None:
+        self._watch.clear()
         self._window_rows = self._window_tokens = 0
         self._window_sums = {}
+        self._window_counts = {}
         self._window_started = time.perf_counter()
 
     def configure_optimizers(self) -> Any:
@@ -207,6 +336,13 @@ class Student(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        # At the values that stand in the end, so that figures of different epochs can be compared.
+        self._set_numbers(last)
+
+    def on_test_epoch_start(self) -> None:
+        self._set_numbers(last)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.update_metrics(batch)
@@ -237,6 +373,9 @@ class Student(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         settle(checkpoint, int(self.trainer.num_training_batches), self.trainer.accumulate_grad_batches)
         checkpoint["untrained_metrics"] = self.untrained_metrics
+        checkpoint["skipped_steps"] = self.skipped_steps
+        # Micro-batches since the last optimizer step are trained on again, by the same random numbers.
+        checkpoint[_RANDOM] = of_all_ranks(self._window_random if self._window_rows else random_states())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As ever, but what is trained must be there under its name and in its shape, also where `strict` is off: a LoRA
@@ -249,9 +388,18 @@ class Student(LightningModule, ABC):
             if names:
                 raise UserError(
                     f"The checkpoint doesn't fit this student: it {what} {names[0]!r}, and {len(names) - 1} more weights. "
-                    "Give the model, layers, levels, pooling, head_depth and lora that it was made with."
+                    "Give the model, layers, levels, pooling, head_depth, hidden_states and lora that it was made with."
                 )
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.untrained_metrics = checkpoint.get("untrained_metrics", {})
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        states = checkpoint.get(_RANDOM, [])
+        if len(states) == self.trainer.world_size:
+            self._random_to_set = states[self.trainer.global_rank]
+        elif self.trainer.state.fn == TrainerFn.FITTING:
+            rank_zero_warn(
+                f"The checkpoint has the random numbers' state of {len(states)} processes, and there are "
+                f"{self.trainer.world_size} now: dropout will differ from that of a run without an interruption."
+            )

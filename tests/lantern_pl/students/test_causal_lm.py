@@ -95,7 +95,17 @@ def test_generation_does_not_depend_on_the_batch(small_lm: str) -> None:
     prompts = [chat_prompt(tokenizer, q) for q in ("Name three fruits.", "What is the capital of France? One word.")]
     together = generate(lm, tokenizer, prompts, 12)
     assert together == [generate(lm, tokenizer, [prompt], 12)[0] for prompt in prompts]
-    assert "Paris" in together[1]
+    assert "Paris" in together[1].text
+
+
+def test_a_completion_says_whether_the_model_has_ended_it(small_lm: str) -> None:
+    lm, tokenizer = load_causal_lm(small_lm, torch.float32), load_tokenizer(small_lm)
+    (cut,) = generate(lm, tokenizer, ["Java and"], 3)
+    assert (cut.ended, cut.tokens) == (False, 3)
+    first = tokenizer.encode(tokenizer.decode(lm(torch.tensor([tokenizer.encode("Java and")])).logits[0, -1].argmax()))
+    lm.generation_config.eos_token_id = first
+    (ended,) = generate(lm, tokenizer, ["Java and"], 3)
+    assert (ended.ended, ended.tokens, ended.text) == (True, 1, "")
 
 
 def test_fingerprints_tell_tokenizers_apart(small_lm: str) -> None:

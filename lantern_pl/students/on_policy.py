@@ -1,0 +1,150 @@
+"""Learning on what the student itself writes: generalised knowledge distillation (arXiv 2306.13649).
+
+A share of the batches keeps its prompts and gets answers that the student has just sampled. The teacher says at each of
+their tokens how it would have gone on; there is no annotation to compare with, so only the divergences count there.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import torch
+
+from lantern_pl.causal_lm import complete, stop_tokens
+from lantern_pl.data.featurize import DecoderBatch, DecoderFeaturizer, Example
+from lantern_pl.errors import UserError
+from lantern_pl.schedules import Scheduled, extremes
+
+FRACTION = "on_policy_fraction"
+
+
+@dataclass(frozen=True)
+class ServedStudent:
+    """An OpenAI-compatible server that writes the answers in the student's place: vLLM, or llama.cpp's.
+
+    It serves the weights that it was started with, so the answers are as many steps old as the server. Their texts are
+    tokenized anew here.
+    """
+
+    url: str
+    """Where it is, such as http://localhost:8000/v1."""
+    model: str
+    """Name of the served model."""
+    timeout: float = 120.0
+    """Seconds to wait for an answer."""
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """How much of the training is on the student's own answers."""
+
+    fraction: Scheduled = 0.5
+    """Share of the batches, 0 to 1, or a schedule of it."""
+    max_new_tokens: int = 64
+    """Length limit of the sampled answers."""
+    temperature: float = 1.0
+    """Of the sampling; 0 takes the most probable token each time."""
+    seed: int = 0
+    """Of which batches, and of the sampling."""
+    server: ServedStudent | None = None
+    """Let a server generate; null generates in this process."""
+
+    def __post_init__(self) -> None:
+        least, most = extremes(self.fraction)
+        if not (least >= 0 and most <= 1):
+            raise UserError(f"model.on_policy.fraction goes from {least} to {most}: give shares of 0 to 1.")
+        if self.max_new_tokens < 1 or not 0 <= self.temperature < float("inf"):
+            raise UserError(
+                f"model.on_policy has max_new_tokens {self.max_new_tokens} and temperature {self.temperature}: give 1 or "
+                "more tokens, and a finite temperature of 0 or more."
+            )
+
+
+class Sampler:
+    """Puts the student's own answers into batches.
+
+    Args:
+        settings: what the config says.
+        featurizer: of the student's batches.
+    """
+
+    def __init__(self, settings: OnPolicy, featurizer: DecoderFeaturizer) -> None:
+        self.settings = settings
+        self._featurizer = featurizer
+
+    def chooses(self, fraction: float, step: int, batch: int) -> bool:
+        """Whether this batch is one of the share. The same on all ranks, and again after a resume."""
+        return Random(f"{self.settings.seed}/{step}/{batch}").random() < fraction
+
+    def rewrite(self, batch: DecoderBatch, lm: Any, place: Sequence[int]) -> DecoderBatch:
+        """The batch with answers that the student writes. `place`: step, batch and rank, which seed them."""
+        tokens = batch.tokens
+        # The first supervised position is the prompt's last token.
+        ends = (tokens.positions.int().argmax(-1) + 1).tolist()
+        prompts = [ids[:end] for ids, end in zip(tokens.input_ids.tolist(), ends, strict=True)]
+        seed = Random(f"{self.settings.seed}/{'/'.join(map(str, place))}/answers").getrandbits(31)
+        answers = self._served(prompts, seed) if self.settings.server else self._sampled(prompts, lm, seed)
+        examples = [
+            Example(pair, [*prompt, *answer], len(prompt))
+            for pair, prompt, answer in zip(batch.pairs, prompts, answers, strict=True)
+        ]
+        written = self._featurizer.collate(examples).to(batch.targets.device)
+        return replace(written, generated=True)
+
+    def _sampled(self, prompts: Sequence[list[int]], lm: Any, seed: int) -> list[list[int]]:
+        tokenizer = self._featurizer.tokenizer
+        was_training = lm.training
+        device = next(lm.parameters()).device
+        lm.eval()
+        try:
+            # The run's own random state stays as it was: a run with other fractions has the same dropout.
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                return complete(
+                    lm,
+                    prompts,
+                    self.settings.max_new_tokens,
+                    stop_tokens(lm, tokenizer),
+                    tokenizer.pad_token_id,
+                    self.settings.temperature,
+                )
+        finally:
+            lm.train(was_training)
+
+    def _served(self, prompts: Sequence[list[int]], seed: int) -> list[list[int]]:
+        with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
+            return list(pool.map(self._ask, prompts, range(seed, seed + len(prompts))))
+
+    def _ask(self, prompt: list[int], seed: int) -> list[int]:
+        """Ids of one served answer, at least one."""
+        import httpx
+
+        server, tokenizer = self.settings.server, self._featurizer.tokenizer
+        assert server is not None
+        body = {
+            "model": server.model,
+            "prompt": prompt,
+            "max_tokens": self.settings.max_new_tokens,
+            "temperature": self.settings.temperature,
+            "seed": seed,
+        }
+        url = server.url.rstrip("/") + "/completions"
+        try:
+            response = httpx.post(url, json=body, timeout=server.timeout)
+            if response.is_error:  # its body isn't shown: a server may repeat the prompt there
+                raise _no_answer(server, f"HTTP {response.status_code}")
+            choice = response.json()["choices"][0]
+            text, ended = str(choice["text"]), choice.get("finish_reason") == "stop"
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+            raise _no_answer(server, type(error).__name__) from error
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)[: self.settings.max_new_tokens]
+        return [*ids, tokenizer.eos_token_id] if ended or not ids else ids
+
+
+def _no_answer(server: ServedStudent, reason: str) -> UserError:
+    return UserError(
+        f"The server of model.on_policy at {server.url} gives no answer ({reason}). Is it up, does it serve "
+        f"{server.model!r}, and does it take prompts as token ids, as vLLM and llama.cpp do?"
+    )
