@@ -1,6 +1,5 @@
 """The config that a checkpoint carries, as the lowest layer of a run that goes on from it."""
 
-import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lantern_pl import plugins
+from lantern_pl.checkpoints import newest_good, read_checkpoint
+from lantern_pl.config_file import read_yaml
 from lantern_pl.errors import UserError
 from lantern_pl.run_folder import CHECKPOINTS, CONFIG, CONFIG_KEY, PLUGINS_KEY
 
@@ -39,7 +40,10 @@ def checkpoint_layer(given: dict[str, str]) -> Iterator[CheckpointLayer | None]:
         yield None
         return
     if path == "last":
-        path = str(Path(given.get("run_dir", DEFAULT_RUN_DIR)) / CHECKPOINTS / "last.ckpt")
+        newest, skipped = newest_good(Path(given.get("run_dir", DEFAULT_RUN_DIR)) / CHECKPOINTS)
+        path = str(newest)
+        for said in skipped:
+            rank_zero_warn(f"{said}: going on from {newest.name}, which is older.")
     config, used = _config_of_checkpoint(path)
     run_folder = Path(path).parent.parent
     if Path(path).parent.name == CHECKPOINTS and (run_folder / CONFIG).is_file():
@@ -59,20 +63,14 @@ def checkpoint_layer(given: dict[str, str]) -> Iterator[CheckpointLayer | None]:
 
 def _config_of_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The config that a checkpoint holds, and the plugins that were in use."""
-    if not Path(path).is_file():
-        raise UserError(f"There is no checkpoint {path!r}: give the path of a .ckpt file, or `last` with run_dir.")
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"The checkpoint {path!r} isn't one of lantern-pl, or is damaged: it holds more than tensors and plain values. "
-            "Nothing in it was run."
-        ) from error
-    except Exception as error:  # torch has no common class for what a damaged file leads to
-        raise UserError(f"The checkpoint {path!r} is damaged, or isn't a checkpoint.") from error
-    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
+    checkpoint = read_checkpoint(Path(path))
+    if CONFIG_KEY not in checkpoint:
         raise UserError(f"The checkpoint {path!r} isn't one of lantern-pl: it holds no {CONFIG_KEY}.")
-    return yaml.safe_load(checkpoint[CONFIG_KEY]), checkpoint.get(PLUGINS_KEY, {})
+    try:
+        config = read_yaml(checkpoint[CONFIG_KEY])
+    except (yaml.YAMLError, TypeError) as error:
+        raise UserError(f"The checkpoint {path!r} isn't one of lantern-pl: its config can't be read ({error}).") from error
+    return config, checkpoint.get(PLUGINS_KEY, {})
 
 
 def _class_paths(value: Any) -> list[str]:

@@ -2,11 +2,16 @@
 
 Lightning's own state says which of its hooks have run, and it restarts after them. That goes wrong where a run was ended
 by `max_steps` (in mid-epoch the rest of the epoch is left out, at its end the next epoch is) or interrupted (the batch
-that was being trained on is left out). What counts here is how many batches of which epoch the weights have seen.
+that was being trained on is left out). What counts here is how many batches of which epoch the weights have seen, and
+what the generators of random numbers were going to give for the next one.
 """
 
+import random
 from typing import Any
 
+import numpy as np
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 
@@ -50,3 +55,36 @@ def go_to_place(trainer: Trainer) -> None:
     if loop._combined_loader_states_to_load and loop._data_fetcher is not None:
         loop._load_combined_loader_states()
         iter(loop._data_fetcher)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all generators that training draws from in this process, as plain values and tensors."""
+    numpy_state: Any = np.random.get_state(legacy=True)
+    name, keys, *rest = numpy_state
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Take the generators back to what `random_states` gave."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(states["numpy"]))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def of_all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """One of each rank, in their order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found

@@ -5,12 +5,10 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -25,9 +23,9 @@ CHECKPOINTS = "checkpoints"
 CONFIG_KEY = "lantern_config"
 PLUGINS_KEY = "lantern_plugins"
 FIGURES = "test.json"
-PREDICTIONS = "predictions.jsonl"
+PREDICTIONS = "predictions"
 # By any of these a folder is known as a run's: only such a one is moved aside or added to.
-_MARKS = {CONFIG, CHECKPOINTS, FIGURES, PREDICTIONS, f"{PREDICTIONS}.part"}
+_MARKS = {CONFIG, CHECKPOINTS, FIGURES, PREDICTIONS}
 _VERSIONS = ("lantern-pl", "torch", "triton", "lightning", "transformers", "peft", "torchmetrics", "tokenizers")
 
 
@@ -73,7 +71,7 @@ class RunFolder(Callback):
         self.log = log
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "validate":  # which writes nothing
+        if stage in ("fit", "test"):  # the others write nothing of it
             check_folder(self.folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,21 +104,6 @@ class RunFolder(Callback):
             csv_logger.save()
             draw_curves(Path(csv_logger.log_dir) / "metrics.csv", self.folder / "curves.png", pl_module.untrained_metrics)
         rank_zero_info(f"Student, manifest, curves, logs and checkpoints are in {self.folder}.")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            assert isinstance(pl_module, Student)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / FIGURES
-            if path.exists():
-                move_aside(path)
-            path.write_text(json.dumps(pl_module.metrics, indent=2) + "\n")
-            rank_zero_info(f"The figures are in {path}.")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        last = self.folder / CHECKPOINTS / "last.ckpt"
-        if isinstance(exception, KeyboardInterrupt) and last.exists():
-            rank_zero_info(f"Stopped. To go on: lantern fit --config {self.folder / CONFIG} --ckpt_path last")
 
     def _write_student(self, trainer: Trainer, student: Student) -> None:
         folder = self.folder / "student"
@@ -159,37 +142,3 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-class PredictionFile(BasePredictionWriter):
-    """Writes one JSON line per pair, as the batches come."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(write_interval="batch")
-        self.path = folder / PREDICTIONS
-        self.unfinished = self.path.with_suffix(".jsonl.part")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:
-            raise UserError("lantern predict runs on one device: set trainer.devices to 1 and trainer.num_nodes to 1.")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.unfinished.write_text("")
-
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Iterable[dict[str, Any]],
-        batch_indices: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        with self.unfinished.open("a") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in prediction)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.path.exists():
-            move_aside(self.path)
-        self.unfinished.replace(self.path)
-        rank_zero_info(f"The answers are in {self.path}.")

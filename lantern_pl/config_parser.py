@@ -1,0 +1,100 @@
+"""What all commands that read configs share: a parser that teaches, and rules on what a config may import."""
+
+import argparse
+import dataclasses
+import os
+import typing
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
+
+from lantern_pl import plugins
+from lantern_pl.config_errors import ConfigError, name_options
+from lantern_pl.config_file import check_yaml
+from lantern_pl.errors import UserError
+
+# What a config may name: nothing else is imported because a config says so. Plugins are let in one by one as they load.
+ALLOWED_IMPORTS = ["lantern_pl", "lightning", "torch.optim"]
+ALLOW_VARIABLE = "LANTERN_ALLOW_IMPORTS"
+HOW_TO_ALLOW = (
+    f"A config may name classes of {', '.join(ALLOWED_IMPORTS)} and, by their aliases, plugins. To allow a package of your "
+    f"own: {ALLOW_VARIABLE}=my_package lantern ..."
+)
+
+
+class ConfigParser(ArgumentParser):
+    """Errors are raised, and name the options that may be meant; help goes on to what an option's value consists of."""
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        parts = [super().format_help(formatter)]
+        for action in self._actions:
+            if action.dest.endswith(".help"):
+                continue
+            for part in _dataclasses(getattr(action, "_typehint", None), "lantern_pl"):
+                parser = ConfigParser(description="", usage=argparse.SUPPRESS, add_help=False)
+                parser.add_class_arguments(part, action.dest)
+                parser._remove_action(next(a for a in parser._actions if a.dest == action.dest))
+                parts.append(parser.format_help())
+        if any(action.dest in ("model", "teacher") for action in self._actions):
+            parts.append(_plugins_by_kind())
+        return "\n".join(parts)
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        parsers = [self, *(parser for action in self._actions for parser in _subparsers(action))]
+        raise ConfigError(name_options(message, [action.dest for parser in parsers for action in parser._actions])) from ex
+
+
+def _plugins_by_kind() -> str:
+    """The aliases of all installed plugins, for help; none is imported."""
+    lines = ["Installed plugins, for class_path (`lantern plugins show NAME` says what one takes):"]
+    for kind, group in plugins.KINDS.items():
+        lines.append(f"  {kind}s: {', '.join(f'{group}.{name}' for name in plugins.usable(group))}")
+    return "\n".join(lines) + "\n"
+
+
+def _dataclasses(typehint: Any, package: str) -> list[type]:
+    """Dataclasses of a package that a value of this type consists of."""
+    if isinstance(typehint, type) and dataclasses.is_dataclass(typehint):
+        return [typehint] if typehint.__module__.partition(".")[0] == package else []
+    return [found for part in typing.get_args(typehint) for found in _dataclasses(part, package)]
+
+
+def _subparsers(action: Any) -> list[Any]:
+    choices = action.choices if isinstance(getattr(action, "choices", None), dict) else {}
+    return [parser for parser in choices.values() if hasattr(parser, "_actions")]
+
+
+def restrict_imports() -> None:
+    """Let configs name classes of ALLOWED_IMPORTS, of LANTERN_ALLOW_IMPORTS, and plugins. Raises UserError for a variable
+    that isn't a list of packages."""
+    extra = [package for package in os.environ.get(ALLOW_VARIABLE, "").split(",") if package]
+    try:
+        set_parsing_settings(
+            docstring_parse_attribute_docstrings=True,
+            import_path_denylist=["*"],
+            import_path_allowlist=[*ALLOWED_IMPORTS, *extra],
+        )
+    except ValueError as error:
+        raise UserError(f"{ALLOW_VARIABLE}={os.environ[ALLOW_VARIABLE]}: {error}") from error
+    set_loader("yaml", _load_checked_yaml, (yaml.YAMLError,))
+    if _let_in not in plugins.on_load:
+        plugins.on_load.append(_let_in)
+
+
+_load_yaml = get_loader("yaml")
+
+
+def _load_checked_yaml(text: str) -> Any:
+    check_yaml(text)
+    return _load_yaml(text)
+
+
+def _let_in(plugin: Any) -> None:
+    """Allow a plugin's class, and dataclasses of its own that its arguments consist of."""
+    try:
+        hints = typing.get_type_hints(plugin.__init__).values()
+    except Exception:  # annotations hold what they like; a plugin without dataclasses needs none of them
+        hints = {}.values()
+    parts = [part for hint in hints for part in _dataclasses(hint, plugin.__module__.partition(".")[0])]
+    set_parsing_settings(import_path_allowlist=[f"{cls.__module__}.{cls.__qualname__}" for cls in (plugin, *parts)])

@@ -1,0 +1,1 @@
+"""`lantern doctor`: whether this machine and what is installed on it are fit for work."""
