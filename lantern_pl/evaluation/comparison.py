@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-# Figure: what it says, and whether more of it is better. Everything else is a divergence or a loss, in nats.
+# Figure: what it says, and whether more of it is better. Everything else is a divergence, in nats.
 FIGURES = {
     "accuracy": ("share of right levels", True),
     "macro_f1": ("F1, mean over levels", True),
@@ -20,7 +20,9 @@ FIGURES = {
     "rouge_l": ("generated text, ROUGE-L", True),
     "valid_format": ("generated text readable", True),
     "cross_entropy": ("nats, to the annotation", False),
+    "hidden_states": ("distance, to the teacher's", False),
 }
+DIVERGENCE = ("nats, to the teacher", False)
 
 
 def comparison_table(untrained: Mapping[str, float], now: Mapping[str, float], title: str) -> Table:
@@ -32,7 +34,7 @@ def comparison_table(untrained: Mapping[str, float], now: Mapping[str, float], t
     table.add_column("ratio", justify="right")
     table.add_column("what it is")
     for name, value in now.items():
-        about, more_is_better = FIGURES.get(name, ("nats, to the teacher", False))
+        about, more_is_better = FIGURES.get(name, DIVERGENCE)
         before = untrained.get(name)
         ratio = "" if before is None or before <= 0 or more_is_better else f"{value / before:.2f}"
         table.add_row(name, "" if before is None else f"{before:.3f}", f"{value:.3f}", ratio, about)
@@ -119,7 +121,8 @@ def draw_curves(metrics_csv: Path, picture: Path, untrained: Mapping[str, float]
                 points.insert(0, (0, untrained[name]))
             if points:
                 axis.plot(*zip(*points, strict=True), label={"train": "training", "val": "held out"}[split], **style)
-        axis.set(title=name, xlabel="optimizer step", ylabel="nats", ylim=(0, None))
+        unit = FIGURES.get(name, DIVERGENCE)[0].split(",")[0]
+        axis.set(title=name, xlabel="optimizer step", ylabel=unit, ylim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(picture, dpi=120)

@@ -1,0 +1,1 @@
+"""`lantern predict`: answers about the pairs of files of any size, in shards of Parquet, on any number of devices."""
