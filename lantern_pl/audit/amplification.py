@@ -1,0 +1,102 @@
+"""Whether a student makes its teacher's gaps larger, on the same pairs and the same swapped texts.
+
+A fair teacher proves nothing about its student, so what counts is the difference of the two, pair by pair. It is positive
+where the student's gap is the larger one.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lantern_pl.audit.answers import Levels
+from lantern_pl.audit.config import AuditConfig
+from lantern_pl.audit.findings import Comparison, Table
+from lantern_pl.audit.groups import Grouping
+from lantern_pl.audit.intervals import Estimate, Floats, sign_test_least, t_estimate
+from lantern_pl.audit.rates import Outcomes, against_others, label_array, named, names_of
+from lantern_pl.audit.swaps import SwapPlan, contrasts, shifts, varied
+
+ABOUT = "student minus teacher"
+
+
+def of_swaps(plan: SwapPlan, student: Levels, teacher: Levels, config: AuditConfig) -> list[Comparison]:
+    """By how much the student's shift of each group exceeds the teacher's."""
+    planned = contrasts(plan.swap)
+    weights = np.stack([each[-1] for each in planned])
+    scores = [plan.by_group(found.score) for found in (student, teacher)]
+    # The mean of differences, pair by pair: candidates and words are drawn anew for both at once.
+    estimates = shifts(plan, scores[0] - scores[1], weights, config)
+    gaps = [(each @ weights.T).mean(0) for each in scores]
+    return [
+        _comparison((varied(plan.swap, attribute), name), others, of_student, of_teacher, estimate, config.min_effect)
+        for (attribute, name, others, _), of_student, of_teacher, estimate in zip(
+            planned, *(gap.tolist() for gap in gaps), estimates, strict=True
+        )
+    ]
+
+
+def of_rates(student: Outcomes, teacher: Outcomes, groups: Sequence[Grouping], config: AuditConfig) -> list[Comparison]:
+    """By how much the student's gap in the selection rate exceeds the teacher's, for each group against the others."""
+    rng = np.random.default_rng(config.seed)
+    made = []
+    candidates = student.candidates
+    for grouping in groups:
+        labels = label_array(grouping)
+        for name, others in against_others(names_of(grouping)):
+            if not others:
+                continue
+            rows = [labels == name, np.isin(labels, others)]
+            selected = [found.selected.astype(float) for found in (student, teacher)]
+            gaps = [float(each[rows[0]].mean() - each[rows[1]].mean()) for each in selected]
+            change = selected[0] - selected[1]
+            variance = sum(_bootstrap_variance(change[mine], candidates[mine], config.bootstrap, rng) for mine in rows)
+            units = [len(set(candidates[mine].tolist())) for mine in rows]
+            freedom = float(min(units) - 1)
+            estimate = t_estimate(
+                gaps[0] - gaps[1], variance, freedom, min(units), config.confidence, sign_test_least(min(units))
+            )
+            key = (f"selection rate: {grouping.attribute}", name)
+            made.append(_comparison(key, others, gaps[0], gaps[1], estimate, config.min_gap))
+    return made
+
+
+def _bootstrap_variance(values: Floats, candidates: np.ndarray, draws: int, rng: np.random.Generator) -> float:
+    """The variance of a mean, candidates drawn anew with all of their pairs."""
+    _, index = np.unique(candidates, return_inverse=True)
+    sums, sizes = np.bincount(index, values), np.bincount(index)
+    units = len(sizes)
+    times = rng.multinomial(units, np.full(units, 1 / units), size=draws)
+    return float(((times @ sums) / (times @ sizes)).var() * units / max(units - 1, 1))
+
+
+def _comparison(
+    key: tuple[str, str], others: Sequence[str], student: float, teacher: float, estimate: Estimate,
+    threshold: float,
+) -> Comparison:  # fmt: skip
+    """The difference of gaps, turned so that it is positive where the student's is the larger one."""
+    if (student if abs(student) >= abs(teacher) else teacher) < 0:
+        estimate = Estimate(-estimate.value, -estimate.high, -estimate.low, estimate.p, estimate.units, estimate.error)
+    what, name = key
+    sentence = (
+        f"{name} against {named(others)}: the student's gap is {student:+.3f}, the teacher's {teacher:+.3f}, "
+        f"{'amplified' if estimate.value > 0 else 'reduced'} by {abs(estimate.value):.3f}"
+    )
+    return Comparison(
+        "amplification", f"{ABOUT}, {what}", sentence, estimate, threshold, (ABOUT, *key), gaps=(student, teacher)
+    )
+
+
+def amplification_table(comparisons: Sequence[Comparison]) -> Table:
+    """The gaps of both, and their difference."""
+    rows: list[list[str | float | None]] = []
+    for each in comparisons:
+        found = each.estimate
+        rows.append([*each.key[1:], *each.gaps, found.value, found.low, found.high, each.adjusted])
+    return Table(
+        "Amplification: the student's gap minus the teacher's",
+        ["measure", "group", "student", "teacher", "amplified", "low", "high", "p"],
+        rows,
+        "Gaps of both on the same pairs and texts, by a paired bootstrap over candidates. amplified: by how much the "
+        "student's gap is the larger one; below 0 it is the smaller one. p: corrected for all comparisons of the audit "
+        "(Holm).",
+    )
