@@ -1,0 +1,175 @@
+"""An exported encoder in ONNX Runtime. Needs onnxruntime, tokenizers and numpy; neither torch nor the rest of lantern-pl's
+models is imported."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lantern_pl.data.truncation import fit_texts
+from lantern_pl.errors import UserError
+
+INTERFACE = "lantern.json"
+"""What a caller must know of an exported student: its levels, its longest input, how a pair becomes tokens."""
+ONNX_FOLDER = "onnx"
+MODEL, INT8 = "model.onnx", "model_int8.onnx"
+# As `data.featurize.SHORTEST_TEXT`: a text cut shorter than this says nothing.
+_SHORTEST_TEXT = 16
+
+
+class HasTexts(Protocol):
+    """A pair, as far as an encoder reads it; `lantern_pl.data.Pair` is one."""
+
+    @property
+    def job_text(self) -> str: ...
+
+    @property
+    def candidate_text(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One pair as the model takes it. `type_ids` is None for models that don't tell the two texts apart by it; `cut`:
+    whether the texts were shortened to fit."""
+
+    input_ids: list[int]
+    type_ids: list[int] | None
+    cut: bool = False
+
+
+class OnnxEncoder:
+    """Level probabilities of pairs from the folder that `lantern export` has written.
+
+    Safe to call from several threads at once: ONNX Runtime's sessions are.
+
+    Args:
+        folder: what `lantern export` wrote.
+        file: "model.onnx" (fp32) or "model_int8.onnx", in the folder's onnx/.
+        threads: how many to compute with; 0 takes one for each core.
+
+    Attributes:
+        levels: their names, from the worst fit to the best; the columns of what `level_probs` returns.
+        max_length: longest input in tokens; longer texts are cut as in training.
+
+    Raises UserError where the folder lacks something, or onnxruntime isn't installed.
+    """
+
+    def __init__(self, folder: str | Path, file: str = MODEL, threads: int = 0) -> None:
+        self.folder = Path(folder)
+        about = read_interface(self.folder)
+        if about["kind"] != "encoder":
+            raise UserError(f"{str(folder)!r} holds a {about['kind']}: only encoders are exported to ONNX.")
+        path = self.folder / ONNX_FOLDER / file
+        if not path.is_file():
+            found = sorted(p.name for p in path.parent.glob("*.onnx"))
+            raise UserError(f"{str(folder)!r} has no {ONNX_FOLDER}/{file}; it has: {', '.join(found) or 'no ONNX file'}.")
+        self.levels: list[str] = about["levels"]
+        self.max_length: int = about["max_length"]
+        self._pad: int = about["pad_token_id"]
+        self._as_pair: bool = about["texts"] == "pair"
+        self._tokenizer = _Tokenizer(self.folder / "tokenizer.json")
+        self._session = _session(path, threads)
+        self._inputs = {node.name for node in self._session.get_inputs()}
+
+    def level_probs(self, pairs: Sequence[HasTexts], batch_size: int = 32) -> np.ndarray:
+        """Probabilities [B, K], float32, of the levels for each pair, in the order of the pairs.
+
+        Pairs of similar length go through the model together, at most `batch_size` at once.
+        """
+        return self.from_tokens([self.tokens(pair) for pair in pairs], batch_size)
+
+    def tokens(self, pair: HasTexts) -> Tokens:
+        """A pair as tokens, at most `max_length`: the same ids as `data.featurize.EncoderFeaturizer` makes."""
+        budget = self.max_length - len(self._encode("", "").ids)
+        if budget < 2 * _SHORTEST_TEXT:
+            raise UserError(
+                f"max_length in {self.folder / INTERFACE} is {self.max_length}, of which the two texts get {budget} tokens: "
+                f"they need {2 * _SHORTEST_TEXT} or more."
+            )
+        any_cut = False
+        while True:
+            job, candidate, cut = fit_texts(pair.job_text, pair.candidate_text, budget, self._tokenizer)  # type: ignore[arg-type]
+            encoded = self._encode(job, candidate)
+            any_cut = any_cut or cut
+            excess = len(encoded.ids) - self.max_length
+            if excess <= 0:
+                break
+            budget -= excess
+        return Tokens(encoded.ids, encoded.type_ids if "token_type_ids" in self._inputs else None, any_cut)
+
+    def from_tokens(self, rows: Sequence[Tokens], batch_size: int = 32) -> np.ndarray:
+        """The same from `tokens`."""
+        probs = np.empty((len(rows), len(self.levels)), np.float32)
+        by_length = sorted(range(len(rows)), key=lambda row: len(rows[row].input_ids))
+        for start in range(0, len(rows), batch_size):
+            batch = by_length[start : start + batch_size]
+            (logits,) = self._session.run(None, self._padded([rows[row] for row in batch]))
+            probs[batch] = _softmax(logits)
+        return probs
+
+    def _encode(self, job: str, candidate: str) -> Any:
+        if self._as_pair:
+            return self._tokenizer.model.encode(job, candidate)
+        return self._tokenizer.model.encode(f"Job:\n{job}\n\nCandidate:\n{candidate}")
+
+    def _padded(self, rows: Sequence[Tokens]) -> dict[str, np.ndarray]:
+        shape = (len(rows), max(len(row.input_ids) for row in rows))
+        inputs = {"input_ids": np.full(shape, self._pad, np.int64), "attention_mask": np.zeros(shape, np.int64)}
+        if "token_type_ids" in self._inputs:
+            inputs["token_type_ids"] = np.zeros(shape, np.int64)
+        for i, row in enumerate(rows):
+            length = len(row.input_ids)
+            inputs["input_ids"][i, :length] = row.input_ids
+            inputs["attention_mask"][i, :length] = 1
+            if row.type_ids is not None:
+                inputs["token_type_ids"][i, :length] = row.type_ids
+        return inputs
+
+
+class _Tokenizer:
+    """A tokenizer.json with as much of transformers' interface as `fit_texts` asks for."""
+
+    is_fast = True
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.model = Tokenizer.from_file(str(path))
+        self.model.no_truncation()
+        self.model.no_padding()
+
+    def __call__(self, text: str, add_special_tokens: bool, **_: Any) -> dict[str, Any]:
+        return {"offset_mapping": self.model.encode(text, add_special_tokens=add_special_tokens).offsets}
+
+
+def read_interface(folder: Path) -> dict[str, Any]:
+    """The lantern.json of an exported student. Raises UserError if there is none."""
+    try:
+        about: dict[str, Any] = json.loads((folder / INTERFACE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{str(folder)!r} has no {INTERFACE}: give a folder that `lantern export RUN --out {folder}` wrote."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"can't read {folder / INTERFACE}: {error}") from error
+    return about
+
+
+def _session(path: Path, threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError('ONNX models run in onnxruntime, which isn\'t installed: pip install "lantern-pl[onnx]"') from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    probs: np.ndarray = shifted / shifted.sum(-1, keepdims=True)
+    return probs

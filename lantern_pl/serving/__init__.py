@@ -1,0 +1,1 @@
+"""`lantern serve`: a pair of students over HTTP, on LitServe."""

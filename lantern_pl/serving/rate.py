@@ -1,0 +1,54 @@
+"""How much each client may ask: token buckets in a table that doesn't grow."""
+
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+MAX_CLIENTS = 10_000
+
+
+class RateLimit:
+    """A token bucket for each client.
+
+    Args:
+        rate: tokens that come back each second.
+        burst: tokens of a full bucket.
+        now: the clock, in seconds.
+    """
+
+    def __init__(self, rate: float, burst: int, now: Callable[[], float] = time.monotonic) -> None:
+        self.rate = rate
+        self.burst = burst
+        self._now = now
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, client: str, tokens: int = 1) -> float:
+        """Take so many tokens. Returns 0, or the seconds until they would be there, with none taken.
+
+        Of `MAX_CLIENTS` clients the one that was quiet the longest is forgotten for a new one.
+        """
+        now = self._now()
+        left, since = self._buckets.pop(client, (float(self.burst), now))
+        left = min(float(self.burst), left + (now - since) * self.rate)
+        wait = max(0.0, (tokens - left) / self.rate)
+        self._buckets[client] = (left if wait else left - tokens, now)
+        if len(self._buckets) > MAX_CLIENTS:
+            self._buckets.popitem(last=False)
+        return wait
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+
+def client_of(address: str) -> str:
+    """By what a client is known: its address, of IPv6 the network of 64 bits, all of which one client may have."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return "unknown"
+    if parsed.version == 4:
+        return address
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False).network_address)
