@@ -1,0 +1,1 @@
+"""`lantern report`: one HTML file about one or several runs. Torch-free."""
