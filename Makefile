@@ -7,7 +7,7 @@ PLUGINS := $(wildcard plugins/lantern-*)
 
 export LITELLM_LOCAL_MODEL_COST_MAP = True
 
-.PHONY: help quickstart test test-slow lint bench models clean
+.PHONY: help quickstart lantern test test-slow lint bench models clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -16,8 +16,31 @@ quickstart: .venv/ready  ## distil a decoder student, in minutes, without GPU
 	$(BIN)/lantern data sample --pairs 96 --seed 0 --out data/quickstart
 	$(BIN)/lantern fit --config configs/quickstart.yaml
 
+lantern: .venv/ready  ## the whole path of the paper, from labels to students, their audit and a report
+	$(BIN)/lantern data sample --pairs 96 --seed 0 --out data/lantern/base
+	$(BIN)/lantern data sample --pairs 400 --seed 1 --out data/lantern/more
+	$(BIN)/lantern data sample --pairs 48 --seed 2 --out data/lantern/held_out
+	$(BIN)/lantern label --config configs/lantern/1_label.yaml
+	$(BIN)/lantern review --config configs/lantern/2_review.yaml
+	$(BIN)/lantern fit --config configs/lantern/3_teacher.yaml
+	$(BIN)/lantern label --config configs/lantern/4_label_in_house.yaml
+	$(BIN)/lantern fit --config configs/lantern/5_decoder.yaml
+	$(BIN)/lantern fit --config configs/lantern/5_decoder.yaml --model.teacher null --model.mixture [] --run_dir runs/lantern/decoder_alone
+	$(BIN)/lantern label --config configs/lantern/6_label_many.yaml
+	$(BIN)/lantern fit --config configs/lantern/7_encoder.yaml
+	$(BIN)/lantern fit --config configs/lantern/8_two_stage.yaml
+	$(BIN)/lantern test --config configs/lantern/5_decoder.yaml --ckpt_path last
+	$(BIN)/lantern test --config configs/lantern/7_encoder.yaml --ckpt_path last
+	$(BIN)/lantern test --config configs/lantern/8_two_stage.yaml --ckpt_path last
+	$(BIN)/lantern compare --config configs/lantern/9_compare.yaml
+	$(BIN)/lantern audit --config configs/lantern/10_audit.yaml
+	$(BIN)/lantern export runs/lantern/encoder --out exported/lantern/encoder
+	$(BIN)/lantern export runs/lantern/decoder --out exported/lantern/decoder
+	$(BIN)/lantern report runs/lantern/encoder runs/lantern/decoder runs/lantern/two_stage --compare runs/lantern/comparison.json --pairs data/lantern/base/pairs.jsonl --pairs data/lantern/more/pairs.jsonl --out runs/lantern/report.html
+
+# Two processes of one thread each: most tests wait for Python, and threads of two processes would get in each other's way.
 test: .venv/ready  ## all behaviour
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/ready  ## long repeats
 	$(BIN)/pytest -m slow
@@ -32,6 +55,8 @@ bench: .venv/ready runs/quickstart/student  ## compare with TRL, and record the 
 	$(BIN)/python kernels/bench/training_step.py --json kernels/results/training_step_cpu.json
 	$(BIN)/python -m lantern_kernels.bench --json kernels/results/losses_cpu.json
 	$(BIN)/python kernels/bench/block_skipping.py --json kernels/results/block_skipping_cpu.json
+	$(BIN)/python kernels/bench/signals.py --json kernels/results/signals_cpu.json
+	$(BIN)/python kernels/bench/prefix_sharing.py --json kernels/results/prefix_sharing_cpu.json
 	$(BIN)/python kernels/bench/readme_tables.py
 
 runs/quickstart/student:
@@ -44,6 +69,7 @@ models: .venv/installed  ## install the embedded models, their hashes checked, a
 .venv/installed: pyproject.toml constraints.txt $(PLUGINS:=/pyproject.toml)
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	rm -rf lantern_pl.egg-info  # of an earlier version, whose entry points would hide the new ones
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation $(foreach plugin,$(PLUGINS),-e "$(plugin)[dev]")
 	@touch $@

@@ -16,10 +16,26 @@ Train and use students (one config for all; `lantern fit --help` explains every 
   validate    its figures on the validation split
   test        its figures on the test split
   predict     answers about the pairs of a file
+  audit       whether it treats people alike: lantern audit --config configs/lantern/10_audit.yaml
+  compare     teachers and students on the same pairs, in one table: lantern compare --config configs/lantern/9_compare.yaml
+
+  report      one HTML file about one or several runs: lantern report runs/quickstart
+  export      a folder for transformers, vLLM, ONNX: lantern export runs/quickstart --out exported/quickstart
+  serve       an exported pair of students over HTTP: lantern serve --encoder FOLDER --decoder FOLDER
+
+Label pairs with a teacher:
+  label       ask a teacher about pairs, with a store that loses nothing: lantern label --config configs/lantern/1_label.yaml
+  review      look at labels in a browser, and keep the good ones: lantern review --labels labels/black_box --reviewer me
+
+Keep what a teacher says:
+  cache       record its signals, to learn from them without it: lantern cache --config configs/signals/1_cache.yaml
 
 Data and models:
   data        make sample data: lantern data sample --pairs 200 --seed 0 --out data/sample
   models      list the models that came as wheels, and make them ready
+
+This machine:
+  doctor      versions, bad releases, compiler, GPU and losses, disk, hub, plugins: one screen, exit 1 on a problem
 
 Plugins:
   plugins     teachers and divergences that are installed, and one of your own: lantern plugins new divergence NAME
@@ -69,6 +85,60 @@ def _models(arguments: list[str]) -> int:
     return models_command(arguments[1:])
 
 
+def _compare(arguments: list[str]) -> int:
+    from lantern_pl.evaluation.model_table import compare_command
+
+    return compare_command(arguments[1:])
+
+
+def _audit(arguments: list[str]) -> int:
+    from lantern_pl.audit.command import audit_command
+
+    return audit_command(arguments[1:])
+
+
+def _report(arguments: list[str]) -> int:
+    from lantern_pl.report.command import report_command
+
+    return report_command(arguments[1:])
+
+
+def _export(arguments: list[str]) -> int:
+    from lantern_pl.export.command import export_command
+
+    return export_command(arguments[1:])
+
+
+def _serve(arguments: list[str]) -> int:
+    from lantern_pl.serving.command import serve_command
+
+    return serve_command(arguments[1:])
+
+
+def _label(arguments: list[str]) -> int:
+    from lantern_pl.labelling.command import label_command
+
+    return label_command(arguments[1:])
+
+
+def _review(arguments: list[str]) -> int:
+    from lantern_pl.labelling.review.command import review_command
+
+    return review_command(arguments[1:])
+
+
+def _cache(arguments: list[str]) -> int:
+    from lantern_pl.signal_sets.command import cache_command
+
+    return cache_command(arguments[1:])
+
+
+def _doctor(arguments: list[str]) -> int:
+    from lantern_pl.doctor.command import doctor_command
+
+    return doctor_command(arguments[1:])
+
+
 def _plugins(arguments: list[str]) -> int:
     from lantern_pl.plugin_command import plugins_command
 
@@ -88,8 +158,17 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "validate": _lightning,
     "test": _lightning,
     "predict": _lightning,
+    "audit": _audit,
+    "compare": _compare,
+    "report": _report,
+    "export": _export,
+    "serve": _serve,
+    "label": _label,
+    "review": _review,
+    "cache": _cache,
     "data": _data,
     "models": _models,
+    "doctor": _doctor,
     "plugins": _plugins,
     "completion": _completion,
 }

@@ -17,6 +17,7 @@ complete -o default -F _lantern lantern
 _AFTER = {
     "plugins": ["list", "show", "new"],
     "data": ["sample"],
+    "cache": ["--config", "--help"],
     "fit": ["--config", "--print_config", "--help"],
     "validate": ["--config", "--help"],
     "test": ["--config", "--help"],

@@ -7,6 +7,7 @@ chained, though, so the keys and the cause can be read off the chain.
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from lantern_pl.errors import UserError, did_you_mean
@@ -53,6 +54,22 @@ def explain(error: BaseException, allowed: str) -> str:
     keys = [match[1] for e in chain if isinstance(e, ConfigError) and (match := _KEY.match(str(e)))]
     reason = _reason(chain, keys, allowed)
     return f"{'.'.join(keys)}: {reason}" if keys else reason
+
+
+@contextmanager
+def explain_all(allowed: str) -> Iterator[None]:
+    """Raise as UserError what parsing and instantiating a config raise; what is no fault of the config stays as it is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise UserError(explain(error, allowed)) from error
+    except ValueError as error:
+        # What a constructor raises comes wrapped in jsonargparse's own error. A ValueError is about a value that the
+        # config gives; anything else is a bug somewhere, and shows where.
+        cause = innermost(error)
+        if isinstance(cause, (UserError, ValueError)):
+            raise UserError(explain(error, allowed)) from error
+        raise cause from None
 
 
 def innermost(error: BaseException) -> BaseException:

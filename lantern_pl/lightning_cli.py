@@ -1,39 +1,37 @@
 """`lantern fit|validate|test|predict`: LightningCLI with our students, run folder, resume and import rules."""
 
-import argparse
-import dataclasses
-import os
 import typing
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-import lantern_pl.data.pair_data  # noqa: F401  help names the data modules that are imported
-from lantern_pl import plugins
 from lantern_pl.checkpoint_layer import DEFAULT_RUN_DIR, checkpoint_layer
-from lantern_pl.config_errors import ConfigError, explain, innermost, name_options
+from lantern_pl.checkpoints import DurableCheckpoints
+from lantern_pl.config_errors import ConfigError, explain, explain_all
+from lantern_pl.config_file import read_config
+from lantern_pl.config_parser import HOW_TO_ALLOW, ConfigParser, restrict_imports
+from lantern_pl.data.pair_data import read_as_it_goes  # and help names the data modules that are imported
 from lantern_pl.errors import UserError
 from lantern_pl.evaluation.comparison import ComparisonTable, FinalValidation
+from lantern_pl.evaluation.full_test import SeenPairs, open_others, test_fully
+from lantern_pl.evaluation.settings import Evaluation
+from lantern_pl.prediction.callback import Predictions
+from lantern_pl.prediction.settings import PredictionSettings
+from lantern_pl.prediction.student_folder import USAGE, as_config
 from lantern_pl.progress import ProgressBar, quiet_libraries
-from lantern_pl.run_folder import CHECKPOINTS, PredictionFile, RunFolder
+from lantern_pl.run_folder import CHECKPOINTS, CONFIG, PREDICTIONS, RunFolder
+from lantern_pl.stopping import StopBetweenBatches
 from lantern_pl.students.student import Student
-
-# What a config may name: nothing else is imported because a config says so. Plugins are let in one by one as they load.
-ALLOWED_IMPORTS = ["lantern_pl", "lightning", "torch.optim"]
-ALLOW_VARIABLE = "LANTERN_ALLOW_IMPORTS"
-HOW_TO_ALLOW = (
-    f"A config may name classes of {', '.join(ALLOWED_IMPORTS)} and, by their aliases, plugins. To allow a package of your "
-    f"own: {ALLOW_VARIABLE}=my_package lantern ..."
-)
 
 TRAINER_DEFAULTS = {
     "max_epochs": 1,
@@ -51,46 +49,8 @@ CKPT_PATH_HELP = (
 )
 
 
-class LanternArgumentParser(LightningArgumentParser):
-    """Errors are raised, and name the options that may be meant; help goes on to what an option's value consists of."""
-
-    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        parts = [super().format_help(formatter)]
-        for action in self._actions:
-            if action.dest.endswith(".help"):
-                continue
-            for part in _dataclasses(getattr(action, "_typehint", None), "lantern_pl"):
-                parser = type(self)(description="", usage=argparse.SUPPRESS, add_help=False)
-                parser.add_class_arguments(part, action.dest)
-                parser._remove_action(next(a for a in parser._actions if a.dest == action.dest))
-                parts.append(parser.format_help())
-        if any(action.dest == "model" for action in self._actions):
-            parts.append(_plugins_by_kind())
-        return "\n".join(parts)
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        parsers = [self, *(parser for action in self._actions for parser in _subparsers(action))]
-        raise ConfigError(name_options(message, [action.dest for parser in parsers for action in parser._actions])) from ex
-
-
-def _plugins_by_kind() -> str:
-    """The aliases of all installed plugins, for help; none is imported."""
-    lines = ["Installed plugins, for class_path (`lantern plugins show NAME` says what one takes):"]
-    for kind, group in plugins.KINDS.items():
-        lines.append(f"  {kind}s: {', '.join(f'{group}.{name}' for name in plugins.usable(group))}")
-    return "\n".join(lines) + "\n"
-
-
-def _dataclasses(typehint: Any, package: str) -> list[type]:
-    """Dataclasses of a package that a value of this type consists of."""
-    if isinstance(typehint, type) and dataclasses.is_dataclass(typehint):
-        return [typehint] if typehint.__module__.partition(".")[0] == package else []
-    return [found for part in typing.get_args(typehint) for found in _dataclasses(part, package)]
-
-
-def _subparsers(action: Any) -> list[Any]:
-    choices = action.choices if isinstance(getattr(action, "choices", None), dict) else {}
-    return [parser for parser in choices.values() if hasattr(parser, "_actions")]
+class LanternArgumentParser(ConfigParser, LightningArgumentParser):
+    """LightningCLI's parser with our errors and help."""
 
 
 class LanternCLI(LightningCLI):
@@ -99,13 +59,14 @@ class LanternCLI(LightningCLI):
     def __init__(self, arguments: list[str]) -> None:
         self.command = arguments[0]
         self.checkpoint_config: dict[str, Any] = {}
+        usage = f"lantern {self.command} --config FILE [--KEY VALUE ...]"
         super().__init__(
             Student,
             LightningDataModule,
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
-            parser_kwargs={self.command: {"usage": f"lantern {self.command} --config FILE [--KEY VALUE ...]"}},
+            parser_kwargs={self.command: {"usage": USAGE if self.command == "predict" else usage}},
             parser_class=LanternArgumentParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -122,6 +83,11 @@ class LanternCLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """As LightningCLI's, but data comes before the model: a bad file is found before any weights are loaded."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
+        for action in parser._actions:
+            if {int, float} <= set(typing.get_args(getattr(action, "_typehint", None))):
+                # typing takes unions for equal in any order and keeps the first that any library has made: where that was
+                # float first, limit_train_batches=1 would be read as 1.0, which is all batches and not one.
+                action._typehint = int | float | None  # type: ignore[attr-defined]
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
         parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
         parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
@@ -134,6 +100,16 @@ class LanternCLI(LightningCLI):
             help="Folder for the resolved config, logs, checkpoints and the student. An earlier run in it is moved aside, "
             "never overwritten; a resumed run goes on in it.",
         )
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=float,
+            default=10.0,
+            help="A checkpoint is saved this often, besides that at the end of each epoch: what a kill may cost. Of those "
+            "in between, the newest is kept.",
+        )
+        # In all subcommands, so that they take each other's configs.
+        parser.add_class_arguments(Evaluation, "evaluation")
+        parser.add_class_arguments(PredictionSettings, "prediction")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -167,19 +143,14 @@ class LanternCLI(LightningCLI):
         (see `parse_arguments`), and what differs is said."""
         if self.checkpoint_config:
             now = yaml.safe_load(self._resolved_config())
+            for part in ("evaluation", "prediction"):  # of which nothing is in the checkpoint's weights
+                now[part] = self.checkpoint_config.get(part)
             for key, before, after in _differences(self.checkpoint_config, now):
                 rank_zero_info(f"{key}: the checkpoint has {before!r}, this run uses {after!r}.")
 
     def instantiate_classes(self) -> None:
-        try:
+        with explain_all(HOW_TO_ALLOW), read_as_it_goes() if self.command == "predict" else nullcontext():
             super().instantiate_classes()
-        except ValueError as error:
-            # What a constructor raises comes wrapped in jsonargparse's own error. A ValueError is about a value that
-            # the config gives; anything else is a bug somewhere, and shows where.
-            cause = innermost(error)
-            if isinstance(cause, (UserError, ValueError)):
-                raise UserError(explain(error, HOW_TO_ALLOW)) from error
-            raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -194,20 +165,40 @@ class LanternCLI(LightningCLI):
             # RunFolder adds the loggers once the folder is ready; Lightning would make their folders ahead of that.
             config["logger"] = False
         folder = RunFolder(run_dir, self._resolved_config(), goes_on, own_logger)
-        ours: list[Callback] = [FinalValidation(), ComparisonTable(), folder]
-        if config.get("enable_progress_bar") is not False and not _has(given, RichProgressBar):
+        go_on = f"lantern fit --config {run_dir / CONFIG} --ckpt_path last"
+        ours: list[Callback] = [FinalValidation(), ComparisonTable(), folder, StopBetweenBatches(go_on)]
+        show = config.get("enable_progress_bar") is not False
+        if self.subcommand == "predict":
+            config["enable_progress_bar"] = False  # Predictions has its own, of rows in place of batches
+        elif show and not _has(given, RichProgressBar):
             ours.append(ProgressBar())
         if config.get("fast_dev_run") and not _has(given, ModelCheckpoint):
             config["enable_checkpointing"] = False  # a trial leaves nothing; Lightning would save at its end
         if config.get("enable_checkpointing") is not False and not _has(given, ModelCheckpoint):
             kept: dict[str, Any] = {"save_last": "link", "save_on_exception": True, "enable_version_counter": False}
             ours.append(ModelCheckpoint(run_dir / CHECKPOINTS, **kept))
-        if self.subcommand == "predict":
-            ours.append(PredictionFile(run_dir))
+            often = timedelta(minutes=self._get(self.config_init, "checkpoint_minutes"))
+            ours.append(ModelCheckpoint(run_dir / CHECKPOINTS, "between-{step}", train_time_interval=often))
+        if self.subcommand == "predict" and not config.get("fast_dev_run"):
+            ours.append(Predictions(self._get(self.config_init, "prediction"), run_dir / PREDICTIONS, show))
+        self.seen_pairs = SeenPairs()
+        if self.subcommand == "test":
+            ours.append(self.seen_pairs)
+        given_plugins = config.get("plugins") or []
+        config["plugins"] = [*(given_plugins if isinstance(given_plugins, list) else [given_plugins]), DurableCheckpoints()]
         try:
             return super().instantiate_trainer(callbacks=[*given, *ours], **kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
+
+    def before_test(self) -> None:
+        """What the student is held against is found, or not, before anything is measured."""
+        self.others = open_others(self._get(self.config_init, "evaluation"), self.model, self.datamodule)
+
+    def after_test(self) -> None:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            settings, run_dir = (self._get(self.config_init, key) for key in ("evaluation", "run_dir"))
+            test_fully(self.trainer, self.model, self.datamodule, settings, self.others, self.seen_pairs, Path(run_dir))
 
     def _resolved_config(self) -> str:
         whole = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
@@ -223,35 +214,16 @@ class LanternCLI(LightningCLI):
 
 def run(arguments: list[str]) -> int:
     """Run one of the four subcommands. Raises UserError for what the user can put right."""
-    extra = [package for package in os.environ.get(ALLOW_VARIABLE, "").split(",") if package]
-    try:
-        set_parsing_settings(
-            docstring_parse_attribute_docstrings=True,
-            import_path_denylist=["*"],
-            import_path_allowlist=[*ALLOWED_IMPORTS, *extra],
-        )
-    except ValueError as error:
-        raise UserError(f"{ALLOW_VARIABLE}={os.environ[ALLOW_VARIABLE]}: {error}") from error
-    if _let_in not in plugins.on_load:
-        plugins.on_load.append(_let_in)
+    restrict_imports()
     quiet_libraries()
     try:
-        LanternCLI(arguments)
+        with as_config(arguments) if arguments[0] == "predict" else nullcontext(arguments) as whole:
+            LanternCLI(whole)
     except ConfigError as error:
         raise UserError(explain(error, HOW_TO_ALLOW)) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     return 0
-
-
-def _let_in(plugin: Any) -> None:
-    """Allow a plugin's class, and dataclasses of its own that its arguments consist of."""
-    try:
-        hints = typing.get_type_hints(plugin.__init__).values()
-    except Exception:  # annotations hold what they like; a plugin without dataclasses needs none of them
-        hints = {}.values()
-    parts = [part for hint in hints for part in _dataclasses(hint, plugin.__module__.partition(".")[0])]
-    set_parsing_settings(import_path_allowlist=[f"{cls.__module__}.{cls.__qualname__}" for cls in (plugin, *parts)])
 
 
 def _given(arguments: list[str], keys: tuple[str, ...]) -> dict[str, str]:
@@ -265,7 +237,7 @@ def _given(arguments: list[str], keys: tuple[str, ...]) -> dict[str, str]:
         option, equals, value = word.partition("=")
         if option in ("-c", "--config", *(f"--{key}" for key in keys)):
             value = value if equals else next(words, "")
-            values |= _read_config(value) if option in ("-c", "--config") else {option[2:]: value}
+            values |= read_config(value) if option in ("-c", "--config") else {option[2:]: value}
     return {key: str(values[key]) for key in keys if values.get(key) is not None}
 
 
@@ -274,7 +246,7 @@ def _gives_of_model(arguments: list[str], key: str) -> bool:
     options = (f"--model.{key}", f"--model.init_args.{key}")
     if any(word.partition("=")[0].startswith(options) for word in arguments):
         return True
-    files = (_read_config(path) for path in _config_files(arguments))
+    files = (read_config(path) for path in _config_files(arguments))
     return any(key in ((config.get("model") or {}).get("init_args") or {}) for config in files)
 
 
@@ -284,22 +256,6 @@ def _config_files(arguments: list[str]) -> Iterator[str]:
         option, equals, value = word.partition("=")
         if option in ("-c", "--config"):
             yield value if equals else next(words, "")
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(Path(path).read_text())
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"The config {path!r} isn't valid YAML{where}: {error.problem}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The config {path!r} isn't a text file in UTF-8.") from error
-    except OSError as error:
-        raise UserError(f"The config {path!r} can't be read: {error.strerror}.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"The config {path!r} holds no keys; expected run_dir, model, data and trainer.")
-    return config
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from lantern_pl import embedded
 from lantern_pl.errors import UserError
 
 MANIFEST = "manifest.json"
+
+
+def quiet_transformers() -> None:
+    """Leave out what transformers says while it loads: its bars would interleave with ours."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def locate(model: str) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,9 +48,19 @@ class PairClassifier(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        hidden = self.backbone(**inputs).last_hidden_state
-        logits: Tensor = self.head(pool(hidden, inputs["attention_mask"], self.pooling))
-        return logits
+        return self.logits_and_layers(inputs, [])[0]
+
+    def logits_and_layers(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """The logits [B, K], and the hidden states [B, d] of `layers`, each pooled as the last ones are; in one pass.
+
+        Layers are counted as transformers counts `hidden_states`: 0 is the embeddings' output, -1 the last layer's.
+        """
+        out = self.backbone(**inputs, output_hidden_states=bool(layers))
+        last, *pooled = (
+            pool(hidden, inputs["attention_mask"], self.pooling)
+            for hidden in (out.last_hidden_state, *(out.hidden_states[layer] for layer in layers))
+        )
+        return self.head(last), pooled
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
@@ -77,7 +88,8 @@ def load_backbone(model: str) -> PreTrainedModel:
     """The backbone of a model reference in fp32. Raises UserError if transformers can't load it."""
     load_config(model)
     try:
-        backbone = AutoModel.from_pretrained(locate(model), dtype=torch.float32, trust_remote_code=False)
+        safe = {"use_safetensors": True, "trust_remote_code": False}
+        backbone = AutoModel.from_pretrained(locate(model), dtype=torch.float32, **safe)
     except (OSError, ValueError) as error:
         raise UserError(f"The model {model!r} can't be loaded as a backbone: {error}") from error
     if getattr(backbone, "pooler", None) is not None:

@@ -122,6 +122,46 @@ def checked_signal(teacher: Teacher, batch: TokenBatch, rows: int, look_at_value
     return signal
 
 
+def check_hidden_layers(teacher: Teacher) -> None:
+    """Raise UserError where a teacher of hidden states doesn't say how wide they are and how many layers there are."""
+    for name in ("hidden_size", "hidden_layers"):
+        if not (getattr(teacher, name) or 0) > 0:
+            raise UserError(
+                f"The teacher {origin(teacher)} has {name} {getattr(teacher, name)!r}, expected a number above 0. {_REMEDY}"
+            )
+
+
+def checked_token_hidden_states(
+    teacher: Teacher, batch: TokenBatch, rows: int, layers: Sequence[int], look_at_values: bool
+) -> list[Tensor]:
+    """The hidden states [rows, d] of `layers` at the batch's positions. Raises UserError where their shape is wrong.
+
+    With `look_at_values`, also where there is NaN among them: a device has to be waited for then.
+    """
+    states = ask(teacher, lambda: teacher.token_hidden_states(batch, layers))
+    return _checked_hidden_states(teacher, "token_hidden_states", states, layers, rows, look_at_values)
+
+
+def checked_pair_hidden_states(teacher: Teacher, pairs: Sequence[Pair], task: Task, layers: Sequence[int]) -> list[Tensor]:
+    """The hidden states [B, d] of `layers`. Raises UserError where their shape is wrong or there is NaN among them."""
+    states = ask(teacher, lambda: teacher.pair_hidden_states(pairs, task, layers))
+    return _checked_hidden_states(teacher, "pair_hidden_states", states, layers, len(pairs), look_at_values=True)
+
+
+def _checked_hidden_states(
+    teacher: Teacher, what: str, states: list[Tensor], layers: Sequence[int], rows: int, look_at_values: bool
+) -> list[Tensor]:
+    who, expected = f"The teacher {origin(teacher)}", [[rows, teacher.hidden_size]] * len(layers)
+    if not (isinstance(states, list | tuple) and all(isinstance(layer, Tensor) for layer in states)):
+        raise UserError(f"{who} gives a {type(states).__name__} as {what}, expected a list of tensors. {_REMEDY}")
+    shapes = [list(layer.shape) for layer in states]
+    if shapes != expected:
+        raise UserError(f"{who} gives {what} of shapes {shapes}, expected {expected}: rows x hidden_size. {_REMEDY}")
+    if look_at_values and any(layer.isnan().any() for layer in states):
+        raise UserError(f"{who} gives NaN among its {what}. {_REMEDY}")
+    return states
+
+
 def _wrong_shape(teacher: Teacher, signal: Hidden | Logits | TopK, rows: int) -> str | None:
     columns = teacher.vocab_size
     if isinstance(signal, TopK):

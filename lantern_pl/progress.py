@@ -6,7 +6,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from transformers.utils import logging as transformers_logging
+
+from lantern_pl.model_files import quiet_transformers
 
 
 class ProgressBar(RichProgressBar):
@@ -20,9 +21,7 @@ class ProgressBar(RichProgressBar):
 
 def quiet_libraries() -> None:
     """Leave out what libraries say that a user can't act on."""
-    # Loading is announced by us where it takes long; these bars would interleave with ours.
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    quiet_transformers()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for message in (
         ".*does not have many workers.*",

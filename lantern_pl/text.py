@@ -39,6 +39,11 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([vocabulary, probes]).encode()).hexdigest()[:16]
 
 
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short hash of the chat template: with another one, the same question becomes other tokens."""
+    return hashlib.sha256(json.dumps(tokenizer.chat_template).encode()).hexdigest()[:16]
+
+
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
     """The question as the chat template puts it, up to where the answer starts.
 

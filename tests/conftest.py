@@ -24,7 +24,7 @@ def lantern(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
         # Lightning's log handlers hold the stderr of the test that imported it first.
         for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
             for handler in logging.getLogger(name).handlers:
-                if isinstance(handler, logging.StreamHandler):
+                if type(handler) is logging.StreamHandler:  # pytest's own derive from it
                     handler.stream = sys.stderr
 
     def run(*arguments: object) -> Ran:

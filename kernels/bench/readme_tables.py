@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import block_skipping
+import prefix_sharing
+import signals
 import training_step
 from lantern_kernels.bench import linear, logits
 
@@ -24,6 +26,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "training_step_cpu": training_step.table,
     "losses_cpu": lambda report: f"{linear.table(report['linear'])}\n\n{logits.table(report['logits'])}",
     "block_skipping_cpu": block_skipping.table,
+    "signals_cpu": signals.table,
+    "prefix_sharing_cpu": prefix_sharing.table,
 }
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

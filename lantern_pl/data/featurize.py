@@ -79,11 +79,13 @@ class Featurizer(Generic[BatchT]):
 
 @dataclass(frozen=True)
 class DecoderBatch:
-    """tokens: B rows of prompt and answer; targets [N]: the next token at each of `tokens.positions`, in its order."""
+    """tokens: B rows of prompt and answer; targets [N]: the next token at each of `tokens.positions`, in its order;
+    generated: whether a student wrote the answers, so that they are no annotations."""
 
     tokens: TokenBatch
     targets: Tensor
     pairs: list[Pair]
+    generated: bool = False
 
     @property
     def token_count(self) -> int:

@@ -1,13 +1,17 @@
 """PairDataModule: files of pairs to leak-free splits to batches of similar length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.progress import track
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from lantern_pl.data.batching import EpochShuffle, LengthBucketBatches
 from lantern_pl.data.featurize import Example, Featurizer
@@ -16,9 +20,22 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.data.records import fingerprint, read_pairs
 from lantern_pl.data.splits import split_pairs
 from lantern_pl.errors import UserError
+from lantern_pl.prediction.callback import predict_loader
+from lantern_pl.prediction.input import data_files
 from lantern_pl.tasks import Task
 
 _JOB_FIT = Task()
+_READ_AHEAD = ContextVar("read_ahead", default=True)
+
+
+@contextmanager
+def read_as_it_goes() -> Iterator[None]:
+    """Data modules that are made in here don't read their pairs: prediction does so, shard by shard."""
+    token = _READ_AHEAD.set(False)
+    try:
+        yield
+    finally:
+        _READ_AHEAD.reset(token)
 
 
 class ExampleDataset(Dataset[Example]):
@@ -56,6 +73,8 @@ class PairDataModule(LightningDataModule):
         val_fraction: share of `path` for validation if there is no val_path.
         test_fraction: share of `path` for the test if there is no test_path.
         split_seed: which jobs and candidates go into which split.
+        job_text_field: which field is the job's text: job_text, or reduced_job_text for its requirements alone, as
+            `lantern label` writes them.
         task: the question, its levels, and the form of the answer.
         max_length: longest example in tokens. Longer texts are cut, job and candidate alike, never the level.
         batch_size: pairs in a micro-batch, on each device.
@@ -72,6 +91,7 @@ class PairDataModule(LightningDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         split_seed: int = 0,
+        job_text_field: str = "job_text",
         task: Task = _JOB_FIT,
         max_length: int = 512,
         batch_size: int = 4,
@@ -93,7 +113,12 @@ class PairDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.shuffle_seed = shuffle_seed
         # Read here, not in setup: a bad file is found before any model is loaded.
-        self._pairs_of_path = read_pairs(path, task)
+        self.job_text_field = job_text_field
+        self._pairs_of_path: list[Pair] = []
+        if _READ_AHEAD.get():
+            self._pairs_of_path = read_pairs(path, task, job_text_field)
+        else:
+            data_files(Path(path))
         self.pairs: dict[str, list[Pair]] = {}
         self.cuts: dict[str, Cut] = {}
         self._examples: dict[str, list[Example]] = {}
@@ -103,15 +128,15 @@ class PairDataModule(LightningDataModule):
         student: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         self._featurizer = student.featurizer(self.task, self.max_length)
         if stage == "predict":
-            self.pairs = {"predict": self._pairs_of_path}
-        elif not self.pairs:
-            self.pairs = self._read_splits()
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
-        for split in wanted:
+            return
+        if not self.pairs:
+            self.pairs = self.read_splits()
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             if split not in self._examples:
-                self._examples[split] = self._encode(split, supervised=stage != "predict")
+                self._examples[split] = self._encode(split)
 
-    def _read_splits(self) -> dict[str, list[Pair]]:
+    def read_splits(self) -> dict[str, list[Pair]]:
+        """The pairs of train, val and test; without a trainer too."""
         val_path, test_path = self.paths["val"], self.paths["test"]
         val_fraction = 0.0 if val_path else self.fractions[0]
         test_fraction = 0.0 if test_path else self.fractions[1]
@@ -119,7 +144,7 @@ class PairDataModule(LightningDataModule):
         pairs = {"train": list(splits.train), "val": list(splits.val), "test": list(splits.test)}
         for split, path in (("val", val_path), ("test", test_path)):
             if path:
-                pairs[split] = read_pairs(path, self.task)
+                pairs[split] = read_pairs(path, self.task, self.job_text_field)
                 if shared := _seen(pairs[split], pairs["train"]):
                     rank_zero_warn(
                         f"{shared} of {len(pairs[split])} {split} pairs have a job or a candidate that is also trained on: "
@@ -130,14 +155,14 @@ class PairDataModule(LightningDataModule):
         rank_zero_info(f"Pairs: {counts}{dropped}.")
         return pairs
 
-    def _encode(self, split: str, supervised: bool) -> list[Example]:
+    def _encode(self, split: str) -> list[Example]:
         assert self._featurizer is not None
         pairs = self.pairs[split]
         if not pairs:
             raise UserError(f"There are no {split} pairs: set data.init_args.{split}_path or {split}_fraction.")
         # A bar only where there is something to wait for.
         rows = track(pairs, f"Tokenizing {split} pairs") if len(pairs) > 2000 else pairs
-        examples = [self._featurizer.encode(pair, supervised) for pair in rows]
+        examples = [self._featurizer.encode(pair) for pair in rows]
         cut = Cut(pairs=len(pairs), texts=sum(e.texts_cut for e in examples), answers=sum(e.answer_cut for e in examples))
         self.cuts[split] = cut
         if cut.texts or cut.answers:
@@ -159,11 +184,8 @@ class PairDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Example]:
         return self._dataloader("test", self._batches("test", self.eval_batch_size))
 
-    def predict_dataloader(self) -> DataLoader[Example]:
-        # In the order of the file, so that the answers are too.
-        return self._dataloader(
-            "predict", BatchSampler(SequentialSampler(self._examples["predict"]), self.eval_batch_size, False)
-        )
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return predict_loader(self)
 
     def _batches(self, split: str, batch_size: int, order: Sampler[int] | None = None) -> LengthBucketBatches:
         assert self.trainer is not None
@@ -185,7 +207,13 @@ class PairDataModule(LightningDataModule):
             batch_sampler=batches,
             collate_fn=self._featurizer.collate,
             num_workers=self.num_workers,
+            # Of its own: else each new pass over the data draws from the generator that dropout draws from.
+            generator=torch.Generator(),
         )
+
+    def annotated_examples(self) -> list[Example]:
+        """All examples that losses and figures are worked out on."""
+        return [example for rows in self._examples.values() for example in rows]
 
     def fingerprints(self) -> dict[str, Any]:
         """Size and content hash of each split, for the manifest."""

@@ -8,7 +8,7 @@ A row is an object with these fields; others are allowed and ignored.
 | `level` | one of the task's levels |
 | `explanation` | text |
 | `pair_id`, `job_id`, `candidate_id` | text or whole numbers; made from a hash of the texts where missing |
-| `votes` | how many annotators chose each level, `{"low": 1, "high": 3}` |
+| `votes` | how many annotators, or how much of a probability, chose each level, `{"low": 1, "high": 3}` |
 | `confidence` | probability of `level`, 0 to 1; the rest is spread evenly over the other levels |
 
 `resume_text`, `resume_id` and `fit` are read as `candidate_text`, `candidate_id` and `level`. A null is the same as a
@@ -37,24 +37,31 @@ ALIASES = {"candidate_text": "resume_text", "candidate_id": "resume_id", "level"
 _MAX_SHOWN = 5
 
 
-def read_pairs(path: str | Path, task: Task) -> list[Pair]:
+def read_pairs(path: str | Path, task: Task, job_text: str = "job_text") -> list[Pair]:
     """The pairs of a `.jsonl` file, a `.parquet` file or a folder of them, or a folder made by `Dataset.save_to_disk`.
+
+    `job_text` names the field of the job's text, such as `reduced_job_text` in what `lantern label` writes.
 
     Raises UserError, naming file and row, where a row isn't as the module says; the first few are shown together, so
     that they can be put right together. Never quotes the texts: they are about persons.
     """
-    pairs: list[Pair] = []
+    return [pair for pair, _ in read_labelled(path, task, job_text)]
+
+
+def read_labelled(path: str | Path, task: Task, job_text: str = "job_text") -> list[tuple[Pair, dict[str, Any]]]:
+    """As `read_pairs`, each with the row that it came from, whose further fields may say more."""
+    pairs: list[tuple[Pair, dict[str, Any]]] = []
     problems: list[str] = []
     seen: dict[str, str] = {}
     for place, row in read_rows(Path(path)):
         try:
             if isinstance(row, BadRow):
                 raise row
-            pair = _pair(row, task)
+            pair = pair_of(row, task, job_text)
             if seen.setdefault(pair.pair_id, place) != place:
                 same = "pair_id" if row.get("pair_id") is not None else "job and candidate"
                 raise BadRow(f"has the same {same} as {seen[pair.pair_id]}; to tell of several annotators, use votes")
-            pairs.append(pair)
+            pairs.append((pair, row))
         except BadRow as error:
             problems.append(f"{place}: {error}")
     if problems:
@@ -79,11 +86,12 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _pair(row: Any, task: Task) -> Pair:
+def pair_of(row: Any, task: Task, job_field: str) -> Pair:
+    """The pair that a row holds. Raises BadRow where the row isn't as the module says; never quotes the texts."""
     if not isinstance(row, dict):
         raise BadRow(f"expected an object with fields, found {_kind(row)}")
     row = _without_aliases(row)
-    job_text, candidate_text = _required_text(row, "job_text"), _required_text(row, "candidate_text")
+    job_text, candidate_text = _required_text(row, job_field), _required_text(row, "candidate_text")
     job_id = _id(row, "job_id") or f"job-{_digest(normalised(job_text))}"
     candidate_id = _id(row, "candidate_id") or f"candidate-{_digest(normalised(candidate_text))}"
     votes = _votes(row, task)

@@ -9,8 +9,6 @@ The same seed gives the same bytes, and fewer pairs are the first ones of more.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 from lantern_pl import __version__
 from lantern_pl.data.sample_texts import RANKS, CandidateFacts, JobFacts, write_candidate, write_job
 from lantern_pl.errors import UserError
+from lantern_pl.private_files import write_private, write_private_text
 from lantern_pl.tasks.job_fit import OCCUPATIONS, Occupation
 from lantern_pl.tasks.reading import read_candidate, read_job
 from lantern_pl.tasks.rubric import Rubric
@@ -61,8 +60,8 @@ def write_sample(out_dir: str | Path, pairs: Sequence[dict[str, Any]], seed: int
             if not same and not overwrite:
                 raise UserError(f"{target} holds other data: choose another --out, or add --overwrite to replace it")
         # The README goes last: it vouches for pairs that are there.
-        _replace(target, lines)
-        _replace(out / "README.md", _readme(pairs, seed, hashlib.sha256(lines).hexdigest()).encode())
+        write_private(target, lambda file: file.write(lines))
+        write_private_text(out / "README.md", _readme(pairs, seed, hashlib.sha256(lines).hexdigest()))
     except OSError as error:
         raise UserError(f"can't write sample data to {out}: {error.strerror or error}") from error
     return True
@@ -129,20 +128,6 @@ def _draw_candidate(job: JobFacts, quality: float, rng: Random) -> CandidateFact
         wished=lacks[0] if lacks and rng.random() < 0.7 else None,
         nearby=lacks[1] if len(lacks) > 1 and rng.random() < 0.7 else None,
     )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside and rename: whoever reads `path` sees the old file or the new one, never half of it."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink()
-        raise
 
 
 def _readme(pairs: Sequence[dict[str, Any]], seed: int, digest: str) -> str:

@@ -7,6 +7,8 @@ from lantern_kernels import Term
 from lantern_kernels.divergences import LOG_FLOOR
 from torch import Tensor
 
+from lantern_pl.schedules import Scheduled, first
+
 
 class Divergence:
     """How far a student's next-token distribution is from the teacher's, one number per position, in nats.
@@ -76,10 +78,11 @@ class WeightedDivergence:
 
     divergence: Divergence
     """The divergence, such as lantern_pl.divergences.js."""
-    weight: float = 1.0
-    """Its weight in the mixture."""
+    weight: Scheduled = 1.0
+    """Its weight in the mixture, or a schedule of it."""
     label: str | None = None
     """The name that it's logged under; needed only when a mixture holds the same divergence twice."""
 
     def term(self) -> Term:
-        return self.divergence.term(self.weight, self.label)
+        """As a term of a mixture, with the weight at the start of a fit."""
+        return self.divergence.term(first(self.weight), self.label)

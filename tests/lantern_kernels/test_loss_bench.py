@@ -9,6 +9,8 @@ import torch
 from lantern_kernels.bench import linear, logits
 from lantern_kernels.bench.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):

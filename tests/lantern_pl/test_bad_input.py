@@ -352,7 +352,7 @@ class Bomb:
 def test_a_checkpoint_that_is_not_there_is_named(refused: Refused, tiny_encoder_config: Path) -> None:
     assert_names(refused(tiny_encoder_config, "--ckpt_path", "nowhere.ckpt"), "'nowhere.ckpt'", ".ckpt", "last")
     message = refused(tiny_encoder_config, "--ckpt_path", "last")
-    assert_names(message, "run/checkpoints/last.ckpt")
+    assert_names(message, "run/checkpoints' is whole", "epoch=0-step=9.ckpt", "Start the run anew")
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "cut", "pickle", "zip-pickle", "list", "weights"])

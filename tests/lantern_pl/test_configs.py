@@ -1,5 +1,6 @@
 """Every config in configs/ runs, in the order that its own comments give, and explains its keys."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,15 @@ def few_steps(command: list[str]) -> list[str]:
     return [*command, *FEW_STEPS, *(SHORT_TEXTS if decoder else [])]
 
 
-@pytest.mark.parametrize("name", ["quickstart.yaml", "encoder.yaml", "decoder.yaml", "two_stage/stage1.yaml"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quickstart.yaml",
+        "encoder.yaml",
+        pytest.param("decoder.yaml", marks=pytest.mark.slow),
+        pytest.param("two_stage/stage1.yaml", marks=pytest.mark.slow),
+    ],
+)
 def test_the_commands_at_the_head_of_a_config_run(name: str, folder: Path, lantern: Callable[..., Ran]) -> None:
     """decoder.yaml's commands train teacher.yaml first, stage1.yaml's train stage 2 after it."""
     commands = commands_of(CONFIGS / name)
@@ -63,9 +72,37 @@ def test_the_commands_at_the_head_of_a_config_run(name: str, folder: Path, lante
 
 
 def test_every_config_is_among_those_that_are_run() -> None:
+    # Those of the whole path have a test of their own, test_lantern_path.py, and those of signals the next one.
     run = {word for name in ("quickstart.yaml", "encoder.yaml", "decoder.yaml", "two_stage/stage1.yaml")
            for command in commands_of(CONFIGS / name) for word in command if word.endswith(".yaml")}  # fmt: skip
-    assert run == {str(path.relative_to(REPOSITORY)) for path in CONFIGS.rglob("*.yaml")}
+    assert run == {
+        str(path.relative_to(REPOSITORY))
+        for path in CONFIGS.rglob("*.yaml")
+        if path.parent.name not in ("lantern", "signals")
+    }
+
+
+@pytest.mark.slow
+def test_one_signal_set_feeds_both_students(folder: Path, lantern: Callable[..., Ran], small_lm: str) -> None:
+    """The commands of configs/signals, on fewer pairs and with a teacher of four layers."""
+    commands = commands_of(CONFIGS / "signals" / "1_cache.yaml")
+    assert [command[-1] for command in commands[1:]] == [
+        str(path.relative_to(REPOSITORY)) for path in sorted((CONFIGS / "signals").glob("*.yaml"))
+    ]
+    for command in commands:
+        if command[0] == "data":
+            command[command.index("96")] = "24"
+        if command[0] == "cache":
+            command += ["--teacher.init_args.model", small_lm]
+        few = [word for word in few_steps(command) if "3_encoder" not in str(command) or word not in SHORT_TEXTS]
+        if "4_on_policy" in str(command):
+            few += ["--model.on_policy.fraction=1", "--model.on_policy.max_new_tokens=2"]
+        ran = lantern(*few)
+        assert ran.code == 0, (command, ran.err)
+    manifest = json.loads((folder / "signals" / "quickstart" / "manifest.json").read_text())
+    assert sum(shard["examples"] for shard in manifest["shards"]) == 24
+    for name in ("signals_decoder", "signals_encoder", "on_policy"):
+        assert (folder / "runs" / name / "student" / "manifest.json").exists()
 
 
 def test_every_key_is_explained_where_it_first_matters() -> None:
@@ -74,20 +111,27 @@ def test_every_key_is_explained_where_it_first_matters() -> None:
     for path in CONFIGS.rglob("*.yaml"):
         lines = path.read_text().splitlines()
         for above, line in zip(["", *lines], lines, strict=False):
-            key = line.strip().removeprefix("- ").split(":")[0]
+            key = line.strip().removeprefix("- ").lstrip("{").split(":")[0]
             if line.strip().startswith("#") or ":" not in line:
                 continue
             used.add(key)
             if above.strip().startswith("#") or " #" in line:
                 explained.add(key)
     structure = {"class_path", "init_args", "model", "data", "trainer", "divergence"}
+    structure |= {"SmolLM2", "in-house teacher", "decoder", "2nd-stage decoder", "encoder"}  # names in a table
     assert used - explained - structure == set()
 
 
 @pytest.mark.skipif(not OPEN_DATA.exists(), reason="the open data set isn't beside this repository")
-@pytest.mark.parametrize("name", ["quickstart.yaml", "encoder.yaml"])
+@pytest.mark.parametrize("name", [pytest.param("quickstart.yaml", marks=pytest.mark.slow), "encoder.yaml"])
 def test_open_annotations_train_both_students_by_the_path_alone(
     name: str, folder: Path, lantern: Callable[..., Ran]
 ) -> None:
     ran = lantern(*few_steps(["fit", "--config", f"configs/{name}"]), f"--data.path={OPEN_DATA}")
     assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize("given", ["1", "1.0", "0.5"])
+def test_one_batch_is_not_all_batches(given: str, lantern: Callable[..., Ran]) -> None:
+    ran = lantern("fit", "--config", CONFIGS / "quickstart.yaml", f"--trainer.limit_train_batches={given}", "--print_config")
+    assert f"limit_train_batches: {given}\n" in ran.out, ran.err

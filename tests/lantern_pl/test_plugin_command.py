@@ -90,8 +90,8 @@ def test_listing_imports_no_plugin_and_no_torch_and_takes_no_time() -> None:
         seconds.append(time.perf_counter() - start)
         assert ran.returncode == 0, ran.stderr
     assert "lantern_pl.divergences.reverse_kl" in ran.stdout
-    # 0.15 s on a quiet machine; the limit is for one that does other things too.
-    assert min(seconds) < 0.5
+    # 0.15 s on a quiet machine, and torch alone takes over two; the limit is for a machine that does other things too.
+    assert min(seconds) < 1.5
 
 
 def test_check_says_which_is_broken_by_its_exit_code(
@@ -122,7 +122,7 @@ def test_show_says_what_a_plugin_takes_and_can_do(lantern: Callable[..., Ran]) -
     out = lantern("plugins", "show", "lantern_pl.teachers.hf").out
     for part in (
         "model (str; required)",
-        "annotate, level_probs, score_tokens",
+        "annotate, level_probs, pair_hidden_states, score_tokens, token_hidden_states",
         "lantern_pl.teachers.local_model:HFTeacher",
     ):
         assert part in out

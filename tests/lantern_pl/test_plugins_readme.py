@@ -43,6 +43,7 @@ def run(command: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_every_command_does_what_it_says(newcomer: Path) -> None:
     commands = [command for block in BLOCKS for command in block.splitlines()]
     assert len(commands) >= 12
@@ -59,6 +60,7 @@ def test_every_command_does_what_it_says(newcomer: Path) -> None:
     assert list((newcomer / "dist").glob("lantern_divergence_le_cam-0.1.0-*.whl"))
 
 
+@pytest.mark.slow
 def test_a_wheel_installs_into_another_environment(newcomer: Path) -> None:
     """Runs after the commands above, on the wheel that they leave."""
     (wheel,) = (newcomer / "dist").glob("*.whl")

@@ -65,6 +65,7 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
 
 
 CONSTANT = "--model.optimization={schedule: constant, warmup: 0.0}"  # the schedule depends on the last step
+DROPOUT = "--model.dropout=0.3"  # a resume that forgot the random numbers' state would be another run
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_a_resume_goes_on_with_the_next_batch_of_the_epoch(
     stops: tuple[int, ...],
     workers: int,
 ) -> None:
-    options = (*QUICK, CONSTANT, f"--data.num_workers={workers}")
+    options = (*QUICK, CONSTANT, DROPOUT, f"--data.num_workers={workers}")
     batches, final = uninterrupted(*options, f"--trainer.max_steps={STEPS}")
     epochs = [batches[:6], batches[6:12]]
     assert all(len({pair for batch in epoch for pair in batch}) == 32 for epoch in epochs)
@@ -102,7 +103,7 @@ def test_a_resume_goes_on_with_the_next_batch_of_the_epoch(
 def test_a_run_is_lengthened_by_epochs(
     lantern: Lantern, tiny_encoder_config: Path, tmp_path: Path, seen: list[tuple[str, ...]], uninterrupted: Any
 ) -> None:
-    options = (*QUICK, CONSTANT, "--trainer.max_steps=-1")
+    options = (*QUICK, CONSTANT, DROPOUT, "--trainer.max_steps=-1")
     batches, final = uninterrupted(*options, "--trainer.max_epochs=3")
     assert len(batches) == 18
     resume: tuple[str, ...] = ()
@@ -127,7 +128,7 @@ def test_what_an_interruption_has_cost_is_done_again(
     """The batch that was in work, and with accumulation those since the last step, whose gradients are gone."""
     from lantern_pl.students import EncoderStudent
 
-    options = (*QUICK, CONSTANT, f"--trainer.accumulate_grad_batches={accumulate}", "--trainer.max_epochs=2")
+    options = (*QUICK, CONSTANT, DROPOUT, f"--trainer.accumulate_grad_batches={accumulate}", "--trainer.max_epochs=2")
     options = (*options, "--trainer.max_steps=-1")
     batches, final = uninterrupted(*options)
     recording = EncoderStudent.training_step
@@ -135,13 +136,13 @@ def test_what_an_interruption_has_cost_is_done_again(
 
     def interrupted(self: Any, batch: Any, batch_idx: int) -> Any:
         if len(seen) == done:
-            raise KeyboardInterrupt
+            raise MemoryError
         return recording(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(EncoderStudent, "training_step", interrupted)
-        ran = lantern("fit", "--config", tiny_encoder_config, *options)
-    assert "To go on: lantern fit --config" in ran.err
+        with pytest.raises(MemoryError):
+            lantern("fit", "--config", tiny_encoder_config, *options)
     ran = lantern("fit", "--config", tmp_path / "run" / "config.yaml", "--ckpt_path", "last")
     assert ran.code == 0, ran.err
     since_the_last_step = done % accumulate
@@ -151,7 +152,7 @@ def test_what_an_interruption_has_cost_is_done_again(
 
 
 def test_adapters_resume_to_the_last_weight(lantern: Lantern, tiny_decoder_config: Path, tmp_path: Path) -> None:
-    options = (*QUICK, CONSTANT, "--model.lora={rank: 2}", "--model.teacher=null", "--model.mixture=[]")
+    options = (*QUICK, CONSTANT, "--model.lora={rank: 2, dropout: 0.3}", "--model.teacher=null", "--model.mixture=[]")
     for steps, folder, resume in ((4, "whole", ()), (2, "run", ()), (4, "run", ("--ckpt_path", "last"))):
         ran = lantern(
             *("fit", "--config", tiny_decoder_config, *options, *resume),
@@ -329,18 +330,13 @@ def test_runs_are_moved_aside_to_free_names(lantern: Lantern, tiny_encoder_confi
     assert f"moved to {tmp_path}/run.3" in ran.err
 
 
-def test_figures_and_answers_are_kept_when_they_are_made_again(
-    lantern: Lantern, tiny_encoder_config: Path, tmp_path: Path
-) -> None:
+def test_figures_are_kept_when_they_are_made_again(lantern: Lantern, tiny_encoder_config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for command, name in (("test", "test.json"), ("predict", "predictions.jsonl")):
-        assert lantern(command, "--config", tiny_encoder_config).code == 0
-        first = (run / name).read_bytes()
-        assert lantern(command, "--config", tiny_encoder_config, "--seed_everything=1").code == 0
-        aside = name.replace(".", ".1.")
-        assert (run / aside).read_bytes() == first
-        assert (run / name).read_bytes() != first
-    assert not list(run.glob("*.part"))
+    assert lantern("test", "--config", tiny_encoder_config).code == 0
+    first = (run / "test.json").read_bytes()
+    assert lantern("test", "--config", tiny_encoder_config, "--seed_everything=1").code == 0
+    assert (run / "test.1.json").read_bytes() == first
+    assert (run / "test.json").read_bytes() != first
 
 
 def test_a_trial_of_few_batches_leaves_an_earlier_run_alone(

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from support import Ran
@@ -59,12 +60,12 @@ def test_a_decoder_run_leaves_what_a_user_needs(fitted: Path, decoder_config: Pa
          f"--run_dir={fitted.parent}/stage2"],
         ["test", "--ckpt_path=last", "--trainer.limit_test_batches=1"],
         ["validate", f"--model.model={fitted}/student", "--model.layers=null"],
-        ["predict", "--ckpt_path=last", "--trainer.limit_predict_batches=2", "--data.eval_batch_size=3"],
+        ["predict", "--ckpt_path=last", "--prediction.limit=6", "--data.eval_batch_size=3"],
     ):  # fmt: skip
         ran = lantern(arguments[0], "--config", decoder_config, *arguments[1:])
         assert ran.code == 0, ran.err
-    assert json.loads((fitted / "test.json").read_text())["kl"] > 0
-    records = [json.loads(line) for line in (fitted / "predictions.jsonl").read_text().splitlines()]
+    assert json.loads((fitted / "test.json").read_text())["loss"]["kl"] > 0
+    records = pq.read_table(fitted / "predictions" / "part-00000.parquet").to_pylist()
     in_file = [json.loads(line)["pair_id"] for line in Path(str(pairs_path(decoder_config))).read_text().splitlines()[:6]]
     assert [record["pair_id"] for record in records] == in_file
     assert all(isinstance(record["text"], str) for record in records)
@@ -75,8 +76,9 @@ def test_an_encoder_run_predicts_levels(encoder_config: Path, lantern: Callable[
         ran = lantern(arguments[0], "--config", encoder_config, *arguments[1:])
         assert ran.code == 0, ran.err
     run = encoder_config.parent / "run"
-    assert {"accuracy", "macro_f1", "quadratic_kappa", "ece", "kl"} <= set(json.loads((run / "test.json").read_text()))
-    records = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    loss = json.loads((run / "test.json").read_text())["loss"]
+    assert {"accuracy", "macro_f1", "quadratic_kappa", "ece", "kl"} <= set(loss)
+    records = pq.read_table(run / "predictions" / "part-00000.parquet").to_pylist()
     assert len(records) == 48
     for record in records:
         assert sum(record["level_probs"].values()) == pytest.approx(1, abs=1e-5)

@@ -324,7 +324,9 @@ def test_a_single_teacher_is_itself(mixing: str, row_weights: str, tiny_lms: tup
     torch.testing.assert_close(teacher.level_probs(PAIRS, task).probs, alone.level_probs(PAIRS, task).probs)
     assert teacher.annotate(PAIRS[:1], task) == alone.annotate(PAIRS[:1], task)
     assert (teacher.tokenizer, teacher.tokenizer_fingerprint) == (alone.tokenizer, alone.tokenizer_fingerprint)
-    assert (teacher.vocab_size, teacher.capabilities) == (alone.vocab_size, alone.capabilities)
+    # Hidden states of several models have nothing in common that could be averaged.
+    averaged = alone.capabilities - {"pair_hidden_states", "token_hidden_states"}
+    assert (teacher.vocab_size, teacher.capabilities) == (alone.vocab_size, averaged)
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)

@@ -286,6 +286,59 @@ class RightTopK(RightTeacher):
         return TopK(ids[:, :5], log_probs[:, :5], log_probs[:, 5:].logsumexp(-1))
 
 
+class RightHiddenStates(RightTeacher):
+    """Looks hidden states up as well: layer l's are l + 1 times the embeddings'."""
+
+    capabilities = frozenset({"level_probs", "pair_hidden_states", "score_tokens", "token_hidden_states"})
+    hidden_size = 64
+    hidden_layers = 2
+
+    def layers(self, vectors, layers):
+        return [vectors * (1 + range(self.hidden_layers + 1)[layer]) for layer in layers]
+
+    def token_hidden_states(self, batch, layers):
+        return self.layers(self.table[self.rows(batch)], layers)
+
+    def pair_hidden_states(self, pairs, task, layers):
+        return self.layers(self.table[[len(pair.job_text) % 64 for pair in pairs]], layers)
+
+
+class HiddenStatesOfTheNextToken(RightHiddenStates):
+    def token_hidden_states(self, batch, layers):
+        return self.layers(self.table[batch.input_ids.roll(-1, 1)[batch.positions]], layers)
+
+
+class HiddenStatesOfTheTokenBefore(RightHiddenStates):
+    def token_hidden_states(self, batch, layers):
+        return self.layers(self.table[batch.input_ids.roll(1, 1)[batch.positions]], layers)
+
+
+class HiddenStatesWithGradient(RightHiddenStates):
+    def layers(self, vectors, layers):
+        return super().layers(vectors.clone().requires_grad_(), layers)
+
+
+class HiddenStatesOfTheBatch(RightHiddenStates):
+    def layers(self, vectors, layers):
+        return super().layers(vectors - vectors.mean(0), layers)
+
+
+class HiddenStatesOfTheSecondToLastLayer(RightHiddenStates):
+    def layers(self, vectors, layers):
+        return super().layers(vectors, [1 if layer == -1 else layer for layer in layers])
+
+
+class HiddenStatesOfAnotherWidth(RightHiddenStates):
+    hidden_size = 60
+
+
+class ForgetsItsLayers(RightHiddenStates):
+    hidden_layers = None
+
+    def layers(self, vectors, layers):
+        return [vectors for _ in layers]
+
+
 class SeesTheAnswer(RightTeacher):
     def rows(self, batch):
         return batch.input_ids.roll(-1, 1)[batch.positions]
@@ -416,7 +469,7 @@ def teacher_contract_of(teacher):
     return Contract
 
 
-@pytest.mark.parametrize("teacher", [RightTeacher, RightTopK])
+@pytest.mark.parametrize("teacher", [RightTeacher, RightTopK, RightHiddenStates])
 def test_right_teachers_pass(teacher):
     assert failures(teacher_contract_of(teacher)) == {}
 
@@ -445,6 +498,13 @@ TEACHER_MUTANTS = [
     (Counts, "test_its_identity_is_plain_and_stable", "made alike"),
     (NamesAnAddress, "test_its_identity_is_plain_and_stable", "at 0x7f3a10"),
     (SwitchesGradientsOff, "test_leaves_no_trace", "torch.no_grad()"),
+    (HiddenStatesOfTheNextToken, "test_hidden_states_are_those_of_their_position", "they are shifted"),
+    (HiddenStatesOfTheTokenBefore, "test_hidden_states_are_those_of_their_position", "don't depend on the token at l"),
+    (HiddenStatesWithGradient, "test_hidden_states_carry_no_gradient", "torch.no_grad()"),
+    (HiddenStatesOfTheBatch, "test_hidden_states_depend_on_their_row_alone", "asked alone"),
+    (HiddenStatesOfTheSecondToLastLayer, "test_hidden_states_have_a_row_each", "both mean the last"),
+    (HiddenStatesOfAnotherWidth, "test_hidden_states_have_a_row_each", "rows x hidden_size"),
+    (ForgetsItsLayers, "test_hidden_states_have_a_row_each", "hidden_layers isn't set"),
 ]
 
 
