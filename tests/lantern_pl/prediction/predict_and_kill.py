@@ -49,7 +49,8 @@ def trials() -> None:
         for kill in range(3):
             child = start(arguments)
             if kill == 0:  # amid the shards, however fast the machine is just now
-                while not any(out.glob("part-*.parquet")):
+                latest = time.monotonic() + 60
+                while not any(out.glob("part-*.parquet")) and time.monotonic() < latest:
                     time.sleep(0.001)
             else:  # the first third of a run reads models: kills come after that
                 time.sleep(seconds * draw.uniform(0.3, 1.0))
