@@ -98,7 +98,7 @@ def test_the_whole_path_runs(
     assert json.loads((runs / "decoder" / "test.json").read_text())["models"]["sft"]
     assert json.loads((runs / "encoder" / "audit.json").read_text())["findings"]
     page = (runs / "report.html").read_text()
-    for shown in ("reliability", "Audit", "pairs_per_second", "held_out"):
+    for shown in ("reliability", "Audit", "pairs per second", "held_out"):
         assert shown.lower() in page.lower(), shown
     assert (tmp_path / "exported" / "lantern" / "encoder" / "onnx" / "model_int8.onnx").is_file()
     assert (tmp_path / "exported" / "lantern" / "decoder" / "model.safetensors").is_file()
