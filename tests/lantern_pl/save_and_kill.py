@@ -27,6 +27,8 @@ def save_until_killed(folder: Path, step: int, said: int) -> None:
 
 
 def main(folder: Path, kills: int) -> None:
+    # A process that has used OpenMP's threads can't be forked: the child would wait for threads that it doesn't have.
+    torch.set_num_threads(1)
     draw = random.Random(0)
     step = 0
     for _ in range(kills):
