@@ -174,6 +174,11 @@ def chunk_size(value: int | None) -> None:
         raise ValueError(f"chunk_size is {value!r}; expected a number of rows, at least 1, or None")
 
 
+def logits_before(value: int | None) -> None:
+    if value is not None and value < 0:
+        raise ValueError(f"logits_before is {value!r}; expected a number of logits, at least 0, or None")
+
+
 def sharded(terms: Sequence[Term], student: Head | Logits, teacher: Head | Logits | TopK | None, backend: str) -> None:
     if general := [term.label for term in terms if not isinstance(term.divergence, Pointwise)]:
         raise ValueError(f"process_group is given, but {general[0]!r} isn't pointwise; a sharded vocabulary needs that")

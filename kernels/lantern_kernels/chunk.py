@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lantern_kernels.gpu.top_k import TopKKernels
 
 _LOGITS_BEFORE_COMPILING = 1 << 28
-"""A student's logits that a process sends through a mixture in eager mode first: ten seconds of work on two cores."""
+"""A student's logits that go through a mixture in eager mode first: ten seconds of work on two cores."""
 
 _TILE_BYTES_CPU = 3 << 19
 """One tensor of eager mode. A dozen passes go over half a dozen of these, which are to stay in a CPU's cache."""
@@ -60,6 +60,7 @@ def on_chunk(
     teacher_bend: Bend,
     *,
     logits: int,
+    logits_before: int | None,
     backend: str,
     accurate: bool,
 ) -> OnChunk:
@@ -70,6 +71,7 @@ def on_chunk(
         student_bend: What makes logits of what the student's chunks hold.
         teacher_bend: The teacher's.
         logits: How many of the student's the call has; what "auto" goes by.
+        logits_before: How many the calls before it had; None for as many as this process has counted.
         backend: "torch" for eager mode, "inductor", "triton", or "auto": Inductor once it pays.
         accurate: Whether the values are to stay exact as the student converges.
     """
@@ -130,7 +132,8 @@ def on_chunk(
     if backend == "inductor":
         return compiled
     _seen[recipe] += logits
-    return compiled_if_possible if _seen[recipe] > _LOGITS_BEFORE_COMPILING else eager
+    so_far = _seen[recipe] if logits_before is None else logits_before + logits
+    return compiled_if_possible if so_far > _LOGITS_BEFORE_COMPILING else eager
 
 
 def row_kernels(

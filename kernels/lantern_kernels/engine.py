@@ -44,6 +44,7 @@ class Job:
     accurate: bool
     in_place: bool
     skip_below: float
+    logits_before: int | None
 
     def run(self) -> tuple[Tensor, Tensor]:
         """The loss, differentiable in the student's tensors, and the values ``[len(mixture.labels), N]``."""
@@ -128,6 +129,7 @@ def walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor 
             bend_of(job.student),
             bend_of(teacher_source),
             logits=columns * len(weights),
+            logits_before=job.logits_before,
             backend=job.backend,
             accurate=job.accurate,
         )

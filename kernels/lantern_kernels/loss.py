@@ -39,6 +39,7 @@ def mixture_loss(
     accurate: bool = False,
     in_place: bool = False,
     process_group: dist.ProcessGroup | None = None,
+    logits_before: int | None = None,
 ) -> MixtureOutput:
     """A mixture of divergences between two models' next-token distributions, plus cross entropy, from their logits.
 
@@ -75,6 +76,9 @@ def mixture_loss(
             Every rank gets the same loss, and the gradient of its own columns (of hidden states: the whole). Per chunk
             of rows there is one all-gather of scalars, and one all-reduce if there are other terms than KL and reverse
             KL. Runs on the ``torch`` backend.
+        logits_before: How many of the student's logits went through this mixture before, by which ``auto`` tells on a
+            CPU whether compiling pays. By default what this process has counted; a training run that counts for itself,
+            and goes on counting after a resume, gets the same bits as without the interruption.
 
     Returns:
         The loss, differentiable once in `student_logits`, and the terms' values per row. The cross entropy is among
@@ -86,7 +90,16 @@ def mixture_loss(
             within a tensor would mean to wait for it: there a wrong one is a device-side assertion.
     """
     student = student_logits if isinstance(student_logits, Logits) else Logits(student_logits)
-    options = Options(temperature, cross_entropy, ignore_index, backend, accurate, in_place, process_group=process_group)
+    options = Options(
+        temperature,
+        cross_entropy,
+        ignore_index,
+        backend,
+        accurate,
+        in_place,
+        process_group=process_group,
+        logits_before=logits_before,
+    )
     return _loss(student, teacher_logits, terms, targets, row_weights, options)
 
 
@@ -105,6 +118,7 @@ def linear_mixture_loss(
     chunk_size: int | None = None,
     skip_below: float = 0.0,
     process_group: dist.ProcessGroup | None = None,
+    logits_before: int | None = None,
 ) -> MixtureOutput:
     """`mixture_loss` of logits that are projected by chunks of rows and never exist in full.
 
@@ -143,6 +157,7 @@ def linear_mixture_loss(
         chunk_size=chunk_size,
         skip_below=skip_below,
         process_group=process_group,
+        logits_before=logits_before,
     )
     return _loss(student, teacher, terms, targets, row_weights, options)
 

@@ -52,6 +52,7 @@ def run_as_operator(
         options.accurate,
         options.chunk_size,
         options.skip_below,
+        options.logits_before,
     )
     return loss, values
 
@@ -83,6 +84,7 @@ def _operator(
     accurate: bool,
     chunk_size: int | None,
     skip_below: float,
+    logits_before: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     student = _put_together(student_kind, (s0, s1, s2), s_softcap, s_scale)
     teacher = _put_together(teacher_kind, (t0, t1, t2), t_softcap, t_scale)
@@ -94,7 +96,16 @@ def _operator(
             f"{general[0]!r} isn't pointwise: it needs autograd, which doesn't work within an operator. Call the loss from "
             "a function under torch.compiler.disable, or implement `value_and_slope`"
         )
-    options = Options(temperature, cross_entropy, ignore_index, backend, accurate, False, chunk_size, skip_below)
+    options = Options(
+        temperature,
+        cross_entropy,
+        ignore_index,
+        backend,
+        accurate,
+        chunk_size=chunk_size,
+        skip_below=skip_below,
+        logits_before=logits_before,
+    )
     job = prepare(student, teacher, terms, targets, row_weights, options)
     loss, values, gradients = walk(job, wanted[: len(tensors_of(student))])
     first, second, third = (s0.new_empty(0) if gradient is None else gradient for gradient in _padded(gradients))

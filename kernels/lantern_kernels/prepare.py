@@ -32,6 +32,7 @@ class Options:
     chunk_size: int | None = None
     skip_below: float = 0.0
     process_group: dist.ProcessGroup | None = None
+    logits_before: int | None = None
 
 
 def prepare(
@@ -58,6 +59,7 @@ def prepare(
         checks.logits(name, teacher, like)
     checks.chunk_size(options.chunk_size)
     checks.skip_below(options.skip_below)
+    checks.logits_before(options.logits_before)
     checks.mixture(terms, options.temperature, options.cross_entropy, teacher is not None, targets is not None)
     group = options.process_group
     if group is not None:
@@ -77,6 +79,7 @@ def prepare(
         accurate=options.accurate,
         in_place=options.in_place,
         skip_below=options.skip_below,
+        logits_before=options.logits_before,
     )
 
 

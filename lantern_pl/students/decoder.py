@@ -209,7 +209,15 @@ class DecoderStudent(Student):
             with torch.no_grad():
                 output = linear_mixture_loss(student, None, [], row_weights=weights, **supervised | {"cross_entropy": 1.0})
             return only_reported(output, student.hidden, student.weight, student.bias)
-        return linear_mixture_loss(student, teacher, terms, temperature=self.temperature, row_weights=weights, **supervised)
+        return linear_mixture_loss(
+            student,
+            teacher,
+            terms,
+            temperature=self.temperature,
+            row_weights=weights,
+            logits_before=self.logits_before(len(student.weight)),
+            **supervised,
+        )
 
     def _signal(self, batch: DecoderBatch) -> Hidden | Logits | TopK:
         assert self.teacher is not None

@@ -180,6 +180,7 @@ class EncoderStudent(Student):
             targets=levels,
             cross_entropy=1.0 if reported else self.cross_entropy,
             row_weights=torch.ones(len(logits), device=logits.device),
+            logits_before=self.logits_before(logits.shape[-1]),
         )
         return only_reported(output, logits) if reported else output
 

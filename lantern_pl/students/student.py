@@ -141,6 +141,7 @@ class Student(LightningModule, ABC):
         self._window_random = random_states()
         self._watch = Watch()
         self.skipped_steps = 0
+        self._rows_trained = 0.0
         self._random_to_set: dict[str, Any] | None = None
         self.terms: list[Term] = []
         self.hidden_states = None
@@ -219,6 +220,13 @@ class Student(LightningModule, ABC):
             "mixture": {term.label: plain[_WEIGHT + term.label] for term in self.terms},
         }
 
+    def logits_before(self, vocabulary: int) -> int | None:
+        """How many logits a rank had at the optimizer steps before this one, over the whole run, resumes included.
+
+        The loss is compiled from a number on, which changes its last bits: a resumed run is to do so at the same step.
+        """
+        return int(self._rows_trained) * vocabulary if self.training else None
+
     # Training
 
     def on_train_start(self) -> None:
@@ -270,6 +278,7 @@ class Student(LightningModule, ABC):
         *figures_, rows, tokens = total.tolist()
         names = list(self._window_sums)
         sums, counts = figures_[: len(names)], figures_[len(names) :]
+        self._rows_trained += rows / world
         # The strategy has averaged the gradients over the ranks: they are sums over rows divided by the world's size.
         factor = world / max(rows, 1)
         for parameter in self.parameters():
@@ -374,6 +383,7 @@ class Student(LightningModule, ABC):
         settle(checkpoint, int(self.trainer.num_training_batches), self.trainer.accumulate_grad_batches)
         checkpoint["untrained_metrics"] = self.untrained_metrics
         checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint["rows_trained"] = self._rows_trained
         # Micro-batches since the last optimizer step are trained on again, by the same random numbers.
         checkpoint[_RANDOM] = of_all_ranks(self._window_random if self._window_rows else random_states())
 
@@ -395,6 +405,7 @@ class Student(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.untrained_metrics = checkpoint.get("untrained_metrics", {})
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        self._rows_trained = checkpoint.get("rows_trained", 0.0)
         states = checkpoint.get(_RANDOM, [])
         if len(states) == self.trainer.world_size:
             self._random_to_set = states[self.trainer.global_rank]

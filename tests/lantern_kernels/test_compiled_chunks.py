@@ -92,6 +92,14 @@ def test_auto_compiles_once_that_pays(monkeypatch, compilations):
     assert len(compilations) == 2, "another mixture counts by itself"
 
 
+def test_a_caller_that_counts_for_itself_is_gone_by(monkeypatch, compilations):
+    monkeypatch.setattr(chunk, "_LOGITS_BEFORE_COMPILING", 3 * 4 * 50)
+    student, teacher = heads(4, 50, 50)
+    for before, expected in ((0, 0), (2 * 4 * 50, 0), (3 * 4 * 50, 1), (0, 1)):
+        linear_mixture_loss(student, teacher, [Term("js")], logits_before=before)
+        assert len(compilations) == expected
+
+
 class Untraceable:
     name = "untraceable"
 

@@ -103,6 +103,7 @@ def test_arguments(keywords, message):
         ({"teacher": torch.zeros(3)}, r"teacher has shape \[3\]; expected \[N, V\]"),
         ({"teacher": "logits"}, r"teacher is a str; expected a tensor \[N, V\]"),
         ({"chunk_size": 0}, "chunk_size is 0; expected a number of rows, at least 1, or None"),
+        ({"logits_before": -1}, "logits_before is -1; expected a number of logits, at least 0, or None"),
         ({"backend": "cuda"}, "backend is 'cuda'"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lantern_kernels import chunk, engine
 from support import Ran
 
 Lantern = Callable[..., Ran]
@@ -66,6 +67,9 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
 
 
 CONSTANT = "--model.optimization={schedule: constant, warmup: 0.0}"  # the schedule depends on the last step
+AGAIN = ("--ckpt_path", "last")
+LOGITS_OF_TWO_STEPS = 180 * 49_152
+"""Of some 85 rows each, with SmolLM2's vocabulary."""
 DROPOUT = "--model.dropout=0.3"  # a resume that forgot the random numbers' state would be another run
 
 
@@ -161,6 +165,36 @@ def test_adapters_resume_to_the_last_weight(lantern: Lantern, tiny_decoder_confi
         )
         assert ran.code == 0, ran.err
     assert all("lora_" in name for name in weights(tmp_path / "run"))
+    assert_same_weights(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_a_resume_compiles_the_loss_at_the_step_at_which_the_whole_run_does(
+    lantern: Lantern, tiny_decoder_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiled loss differs from that of eager mode in its last bits."""
+    calls: list[tuple[int | None, bool]] = []
+    on_chunk = engine.on_chunk
+
+    def record(*arguments: Any, logits_before: int | None, **keywords: Any) -> chunk.OnChunk:
+        work = on_chunk(*arguments, logits_before=logits_before, **keywords)
+        if logits_before is not None:  # training; what is only measured goes by what the process has counted
+            calls.append((logits_before, work.__name__ != "eager"))
+        return work
+
+    monkeypatch.setattr(engine, "on_chunk", record)
+    monkeypatch.setattr(chunk, "_LOGITS_BEFORE_COMPILING", LOGITS_OF_TWO_STEPS)
+    seen = []
+    for steps, folder, resume in ((6, "whole", ()), (2, "run", ()), (4, "run", AGAIN), (6, "run", AGAIN)):
+        ran = lantern(
+            *("fit", "--config", tiny_decoder_config, *QUICK, CONSTANT, *resume),
+            *("--run_dir", tmp_path / folder, f"--trainer.max_steps={steps}"),
+        )
+        assert ran.code == 0, ran.err
+        seen.append(calls.copy())
+        calls.clear()
+    whole, *parts = seen
+    assert [compiled for _, compiled in whole] == [False] * 2 + [True] * 4
+    assert [call for part in parts for call in part] == whole
     assert_same_weights(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
