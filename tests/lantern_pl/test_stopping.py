@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from support import Ran
 
 Lantern = Callable[..., Ran]
@@ -85,14 +86,44 @@ def test_a_second_ctrl_c_stops_at_once(tiny_encoder_config: Path, tmp_path: Path
     assert run.returncode == 130
 
 
+@pytest.fixture
+def signals(lantern: Lantern, tiny_lm: Path, pairs_file: Path, tmp_path: Path) -> Path:
+    """What the decoder config's teacher says about its pairs, on disk."""
+    options = ("--pairs", pairs_file, "--signals", tmp_path / "signals", "--max_length=320", "--k=8", "--batch_size=8")
+    ran = lantern("cache", "--teacher", "lantern_pl.teachers.hf", f"--teacher.model={tiny_lm}", *options)
+    assert ran.code == 0, ran.err
+    return tmp_path / "signals"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("kind", "cached", "workers"),
+    [
+        ("encoder", False, 0),
+        ("encoder", False, 2),
+        ("decoder", False, 0),
+        ("decoder", False, 2),
+        ("decoder", True, 0),
+        ("decoder", True, 2),
+    ],
+)
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
-    tiny_encoder_config: Path, tiny_decoder_config: Path, tmp_path: Path, kind: str, workers: int
+    tiny_encoder_config: Path,
+    tiny_decoder_config: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    kind: str,
+    cached: bool,
+    workers: int,
 ) -> None:
     config = {"encoder": tiny_encoder_config, "decoder": tiny_decoder_config}[kind]
     options = (*OFTEN, *RANDOM[kind], f"--data.num_workers={workers}", "--trainer.max_epochs=3")
+    if cached:
+        init_args = {"signals": str(request.getfixturevalue("signals"))}
+        teacher = {"class_path": "lantern_pl.teachers.cached", "init_args": init_args}
+        written = yaml.safe_load(config.read_text())
+        written["model"]["init_args"]["teacher"] = teacher
+        config.write_text(yaml.safe_dump(written))
     assert start(config, tmp_path / "whole", *options).wait(240) == 0
     rng = random.Random(workers)
     killed, resume = tmp_path / "killed", ()

@@ -1,0 +1,120 @@
+"""A key in the environment and an e-mail address in every text: neither is in what a run prints, logs, saves or exports."""
+
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from support import Ran
+
+Lantern = Callable[..., Ran]
+KEY = "sk-planted-6c1f0e5b2a9d4837"
+ADDRESS = "planted.person@example.org"
+PLANTED = (KEY, ADDRESS)
+
+
+@pytest.fixture
+def planted(pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pairs with the address at the start of every text, where no cut reaches, in a process that has the key."""
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "LANTERN_SERVE_KEY"):
+        monkeypatch.setenv(name, KEY)
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    for row in rows:
+        row |= {name: f"{ADDRESS} {row[name]}" for name in ("job_text", "candidate_text", "explanation")}
+    path = tmp_path / "planted.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Everything that any library logs, at any level."""
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage() + (record.exc_text or ""))
+
+    root, keep = logging.getLogger(), Keep()
+    level = root.level
+    root.setLevel(logging.DEBUG)
+    root.addHandler(keep)
+    yield lines
+    root.removeHandler(keep)
+    root.setLevel(level)
+
+
+def files_with(planted: str, folder: Path) -> list[str]:
+    """The files below a folder that hold the text, in whatever of the usual encodings; archives are looked into."""
+    forms = [planted.encode(form) for form in ("utf-8", "utf-16-le")]
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            contents = [path.read_bytes()]
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    contents += [archive.read(name) for name in archive.namelist()]
+            if any(form in content for form in forms for content in contents):
+                found.append(str(path.relative_to(folder)))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_run_and_its_export_keep_them_to_themselves(
+    kind: str,
+    lantern: Lantern,
+    planted: Path,
+    logged: list[str],
+    tiny_encoder_config: Path,
+    tiny_decoder_config: Path,
+    tmp_path: Path,
+) -> None:
+    config = {"encoder": tiny_encoder_config, "decoder": tiny_decoder_config}[kind]
+    options = ["--config", config, f"--data.path={planted}", "--model.optimization.learning_rate=0.001"]
+    if kind == "decoder":
+        # Else its validation shows one annotated explanation beside the student's on the console, as SECURITY.md says.
+        options.append("--model.generate_pairs=0")
+    printed = [lantern("fit", *options), lantern("fit", *options, "--trainer.max_steps=4", "--ckpt_path=last")]
+    assert [ran.code for ran in printed] == [0, 0], printed
+    # A fault within a step, told with its pairs.
+    printed.append(lantern("fit", *options, "--run_dir", tmp_path / "faulty", "--model.optimization.learning_rate=1e30"))
+    assert printed[-1].code == 2
+    printed.append(lantern("export", tmp_path / "run", "--out", tmp_path / "exported", "--max_pairs=2"))
+    assert printed[-1].code == 0, printed[-1].err
+    for secret in PLANTED:
+        assert [line for line in logged if secret in line] == []
+        assert [ran for ran in printed if secret in ran.out + ran.err] == []
+        for folder in ("run", "faulty", "exported"):
+            assert files_with(secret, tmp_path / folder) == []
+    checkpoints = list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+    assert checkpoints
+    assert all(files_with("state_dict", path.parent) for path in checkpoints), "the search doesn't look into checkpoints"
+
+
+def test_a_row_that_cannot_be_read_is_named_and_not_quoted(
+    lantern: Lantern, planted: Path, tiny_encoder_config: Path
+) -> None:
+    rows = planted.read_text().splitlines()
+    for harm in (rows[3][:-40], rows[3].replace('"level"', '"levl"'), json.dumps({"pair_id": 7, "job_text": ADDRESS})):
+        planted.write_text("\n".join([*rows[:3], harm, *rows[4:]]) + "\n")
+        ran = lantern("fit", "--config", tiny_encoder_config, f"--data.path={planted}")
+        assert ran.code == 2
+        assert f"{planted}:4" in ran.err
+        assert ADDRESS not in ran.out + ran.err
+
+
+@pytest.mark.parametrize("name", ["api_key", "key", "token"])
+def test_a_key_in_a_config_is_refused_and_not_quoted(
+    lantern: Lantern, name: str, tiny_decoder_config: Path, tmp_path: Path
+) -> None:
+    config = yaml.safe_load(tiny_decoder_config.read_text())
+    config["model"]["init_args"]["teacher"]["init_args"][name] = KEY
+    tiny_decoder_config.write_text(yaml.safe_dump(config))
+    ran = lantern("fit", "--config", tiny_decoder_config)
+    assert ran.code != 0
+    assert name in ran.err
+    assert KEY not in ran.out + ran.err
+    assert not (tmp_path / "run").exists()
