@@ -84,6 +84,7 @@ def test_a_run_and_its_export_keep_them_to_themselves(
     assert printed[-1].code == 2
     printed.append(lantern("export", tmp_path / "run", "--out", tmp_path / "exported", "--max_pairs=2"))
     assert printed[-1].code == 0, printed[-1].err
+    assert logged
     for secret in PLANTED:
         assert [line for line in logged if secret in line] == []
         assert [ran for ran in printed if secret in ran.out + ran.err] == []
