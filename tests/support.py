@@ -1,10 +1,22 @@
 """Places and small types that tests import; fixtures are in conftest.py."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parent.parent
 OPEN_DATA = REPOSITORY.parent / "shared" / "data" / "job_fit_open" / "pairs.jsonl"
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
+CHROMEDRIVER = shutil.which("chromedriver") or ""
+# On a machine of its own the checks have a browser installed: where that went wrong they are to fail.
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER) and os.environ.get("CI") != "true",
+    reason="there is no chromium with its chromedriver here",
+)
 
 
 @dataclass(frozen=True)

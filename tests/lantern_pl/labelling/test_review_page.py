@@ -2,9 +2,7 @@
 
 import contextlib
 import http.client
-import importlib.util
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -15,21 +13,14 @@ from typing import Any
 
 import pytest
 from review_labels import GOOD, decision, labelled, write_labels
-from support import Ran
+from support import CHROMEDRIVER, CHROMIUM, Ran, needs_browser
 
 from lantern_pl.errors import UserError
 from lantern_pl.labelling.review.labelled import LabelledPair, Requirement, read_labels
 from lantern_pl.labelling.review.session import Session
 from lantern_pl.labelling.store import LabelStore
 
-DRIVER = shutil.which("chromedriver")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio isn't installed (extra review)"),
-    pytest.mark.skipif(importlib.util.find_spec("selenium") is None, reason="selenium isn't installed (extra dev)"),
-    pytest.mark.skipif(not (DRIVER and CHROMIUM), reason="there is no chromium with its chromedriver here"),
-]
+pytestmark = needs_browser
 
 ATTACK = (
     "<img src=x onerror='document.title=1'><script>document.title=2</script>${document.title=3}{{document.title}}@children"
@@ -121,7 +112,7 @@ def driver() -> Iterator[Any]:
     options.binary_location = str(CHROMIUM)
     for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
     size = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     yield driver

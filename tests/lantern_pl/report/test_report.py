@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,8 +10,7 @@ from typing import Any
 
 import pytest
 import report_files
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from support import CHROMIUM, needs_browser
 
 
 def write_run(folder: Path, kind: str = "decoder", seed: int = 0, right: int = 11, **changes: Any) -> Path:
@@ -46,8 +44,6 @@ def page_of(lantern: Lantern, *arguments: object) -> str:
 
 def browse(page: str, tmp_path: Path, *options: str) -> str:
     """The page's content as Chromium has it after it was loaded."""
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium here")
     file = tmp_path / "browsed.html"
     file.write_text(page, encoding="utf-8")
     done = subprocess.run(
@@ -90,6 +86,7 @@ def test_nothing_is_fetched_and_nothing_runs(lantern: Lantern, run: Path, tmp_pa
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
 
 
+@needs_browser
 def test_a_browser_shows_it(lantern: Lantern, run: Path, tmp_path: Path) -> None:
     page = page_of(lantern, run, tmp_path / "r.html")
     shown = browse(page, tmp_path, "--dump-dom")
@@ -103,6 +100,7 @@ def test_a_browser_shows_it(lantern: Lantern, run: Path, tmp_path: Path) -> None
     assert len(colors) > 50  # the style sheet and the charts are there: the policy lets them in
 
 
+@needs_browser
 def test_texts_of_strangers_stay_texts(lantern: Lantern, tmp_path: Path) -> None:
     attack = report_files.ATTACK
     sample = dict.fromkeys(("pair_id", "job_text", "candidate_text"), attack)
