@@ -70,6 +70,10 @@ class Optimization:
             raise UserError(f"optimization.learning_rate is {self.learning_rate}: give a number above 0.")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"optimization.warmup is {self.warmup}: give a share of the steps, 0 to 1.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(f"optimization.weight_decay is {self.weight_decay}: give a finite number of 0 or more.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimization.betas is {list(self.betas)}: give two numbers from 0 up, below 1.")
 
 
 def check_loss(

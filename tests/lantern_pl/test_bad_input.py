@@ -196,6 +196,7 @@ def test_a_student_with_another_tokenizer_is_refused(
     assert_names(message, "different tokenizers", *both)
 
 
+WEIGHT_OF = "--model.mixture=[{{divergence: {{class_path: lantern_pl.divergences.js}}, weight: {}}}]"
 JS_OF = "--model.mixture=[{{divergence: {{class_path: lantern_pl.divergences.js, init_args: {{beta: {}}}}}}}]"
 
 
@@ -215,6 +216,12 @@ JS_OF = "--model.mixture=[{{divergence: {{class_path: lantern_pl.divergences.js,
         pytest.param(["--model.cross_entropy=-0.5"], ["cross_entropy is -0.5"], id="negative-weight"),
         pytest.param([JS_OF.format(0.0)], ["beta is 0.0", "0 < beta < 1"], id="beta-0"),
         pytest.param([JS_OF.format(1.5)], ["beta is 1.5", "0 < beta < 1"], id="beta-above-1"),
+        pytest.param([JS_OF.format(1 - 1e-8)], ["beta is 0.99999999", "1e-06 or more from both"], id="beta-near-1"),
+        pytest.param([WEIGHT_OF.format("-1")], ["mixture.weight is -1.0", "0 or more"], id="weight-below-0"),
+        pytest.param([WEIGHT_OF.format(".nan")], ["mixture.weight is nan", "finite"], id="weight-nan"),
+        pytest.param(
+            [WEIGHT_OF.format("{start: 1, end: -0.5}")], ["mixture.weight is", "end=-0.5", "0 or more"], id="weight-to-below-0"
+        ),
         pytest.param(["--model.mixture=[]", "--model.cross_entropy=0"], ["nothing to learn"], id="no-loss"),
         pytest.param(["--model.teacher=null"], ["mixture needs a teacher"], id="no-teacher"),
         pytest.param(
@@ -237,6 +244,9 @@ JS_OF = "--model.mixture=[{{divergence: {{class_path: lantern_pl.divergences.js,
         pytest.param(["--model.lora.rank=0"], ["lora", "0"], id="lora-rank"),
         pytest.param(["--model.optimization.learning_rate=-1"], ["learning_rate is -1.0"], id="learning-rate"),
         pytest.param(["--model.optimization.warmup=10"], ["warmup is 10.0", "0 to 1"], id="warmup"),
+        pytest.param(["--model.optimization.weight_decay=-3"], ["weight_decay is -3.0", "0 or more"], id="weight-decay"),
+        pytest.param(["--model.optimization.weight_decay=.inf"], ["weight_decay is inf", "finite"], id="weight-decay-inf"),
+        pytest.param(["--model.optimization.betas=[1.5, 2]"], ["betas is [1.5, 2.0]", "below 1"], id="betas"),
         pytest.param(["--model.max_new_tokens=0"], ["max_new_tokens is 0"], id="max-new-tokens"),
     ],
 )
