@@ -33,9 +33,7 @@ def test_rate_decay_and_betas_are_those_of_the_resumed_runs_config(
     assert lantern(*fit, "--model.optimization.learning_rate=1e-3").code == 0
     assert rates(tmp_path / "run") == pytest.approx([1e-3, 1e-3])  # a log holds float32
     changed = ("--model.optimization.learning_rate=1e-5", "--model.optimization.weight_decay=0.3")
-    ran = lantern(
-        *fit, *changed, "--model.optimization.betas=[0.8, 0.9]", "--ckpt_path=last", "--trainer.max_steps=4"
-    )
+    ran = lantern(*fit, *changed, "--model.optimization.betas=[0.8, 0.9]", "--ckpt_path=last", "--trainer.max_steps=4")
     assert ran.code == 0, ran.err
     assert "learning_rate: the checkpoint has 0.001, this run uses 1e-05" in ran.err + ran.out
     assert rates(tmp_path / "run") == pytest.approx([1e-5, 1e-5])
