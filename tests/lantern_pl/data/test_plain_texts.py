@@ -12,7 +12,6 @@ from lantern_pl.data.featurize import DecoderFeaturizer, EncoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.data.plain_texts import plain
 from lantern_pl.data.records import read_pairs
-from lantern_pl.students.alignment import Aligner
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.local_model import HFTeacher
 from lantern_pl.text import chat_prompt, load_tokenizer
@@ -60,13 +59,6 @@ def test_an_encoders_texts_end_where_they_end() -> None:
     features = EncoderFeaturizer(tokenizer, Task(), 128)
     honest, hostile = (features.encode(pair).input_ids for pair in (HONEST, HOSTILE))
     assert special(tokenizer, hostile) == special(tokenizer, honest)
-
-
-def test_tokenizers_that_differ_in_their_marks_are_still_aligned(smollm: Any, tiny_lm: Path) -> None:
-    aligner = Aligner(smollm, DecoderFeaturizer(load_tokenizer(str(tiny_lm)), Task(), 512))
-    features = DecoderFeaturizer(smollm, Task(), 512)
-    _, rows, others = aligner.align(features.collate([features.encode(HOSTILE)]))
-    assert rows.tolist() == others.tolist()
 
 
 @pytest.mark.parametrize("model", ["embedded:smollm2-135m", "embedded:minilm-l6"])
