@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def resolve(name: str) -> Path:
         raise UserError(f"The embedded model {key!r} isn't installed: run `make models`.")
     weights = Path(spec.origin).parent / model.weights
     if weights.suffix != ".gguf":
+        check_weights(weights, model.sha256)
         return weights.parent
     folder = cache_folder() / "models" / f"{key}-{model.sha256[:12]}"
     if not folder.exists():
@@ -70,8 +72,9 @@ def resolve(name: str) -> Path:
     return folder
 
 
+@cache
 def check_weights(path: Path, sha256: str) -> None:
-    """Raise UserError unless the file has this hash."""
+    """Raise UserError unless the file has this hash. A file that has it isn't read again by this process."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:

@@ -78,14 +78,11 @@ def new_classifier(
     model: str, levels: list[str], pooling: Pooling, depth: int, dropout: float, layers: DepthPruning | None
 ) -> PairClassifier:
     """A classifier with a fresh head on a pretrained backbone."""
-    backbone = load_backbone(model)
-    if layers is not None:
-        keep_layers(backbone, layers)
-    return PairClassifier(backbone, levels, pooling, depth, dropout)
+    return PairClassifier(load_backbone(model, layers), levels, pooling, depth, dropout)
 
 
-def load_backbone(model: str) -> PreTrainedModel:
-    """The backbone of a model reference in fp32. Raises UserError if transformers can't load it."""
+def load_backbone(model: str, layers: DepthPruning | None = None) -> PreTrainedModel:
+    """The backbone of a model reference in fp32, cut to `layers` if given. Raises UserError if it can't be loaded or cut."""
     load_config(model)
     try:
         safe = {"use_safetensors": True, "trust_remote_code": False}
@@ -95,6 +92,8 @@ def load_backbone(model: str) -> PreTrainedModel:
     if getattr(backbone, "pooler", None) is not None:
         # Its output isn't used, and DDP refuses parameters without a gradient.
         backbone.pooler = None
+    if layers is not None:
+        keep_layers(backbone, layers)
     return backbone
 
 
@@ -103,11 +102,12 @@ def is_classifier(model: str) -> bool:
     return (Path(locate(model)) / HEAD_FILE).is_file()
 
 
-def load_classifier(folder: str, dropout: float = 0.0) -> PairClassifier:
-    """A classifier from its folder."""
+def load_classifier(folder: str, dropout: float = 0.0, layers: DepthPruning | None = None) -> PairClassifier:
+    """A classifier from its folder, with its trained head, cut to `layers` if given."""
     path = Path(locate(folder))
     head = json.loads((path / HEAD_CONFIG).read_text())
-    classifier = PairClassifier(load_backbone(folder), head["levels"], head["pooling"], head["depth"], dropout)
+    backbone = load_backbone(folder, layers)
+    classifier = PairClassifier(backbone, head["levels"], head["pooling"], head["depth"], dropout)
     weights = load_file(path / HEAD_FILE)
     linears = [module for module in classifier.head if isinstance(module, nn.Linear)]
     for i, linear in enumerate(linears):

@@ -5,9 +5,11 @@ import itertools
 import json
 import os
 import platform
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -24,6 +26,7 @@ CONFIG_KEY = "lantern_config"
 PLUGINS_KEY = "lantern_plugins"
 FIGURES = "test.json"
 PREDICTIONS = "predictions"
+STUDENT = "student"
 # By any of these a folder is known as a run's: only such a one is moved aside or added to.
 _MARKS = {CONFIG, CHECKPOINTS, FIGURES, PREDICTIONS}
 _VERSIONS = ("lantern-pl", "torch", "triton", "lightning", "transformers", "peft", "torchmetrics", "tokenizers")
@@ -54,6 +57,33 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"run_dir is {str(folder)!r}, which holds other things than a run: choose a folder of its own.")
 
 
+def check_inputs(config: Mapping[str, Any], folder: Path, goes_on: bool) -> None:
+    """Raise UserError where the run would take away what it reads: a model, a teacher or data in its own folder.
+
+    A new run moves an earlier one aside, with all that lies in it; one that goes on writes its student anew.
+    """
+    lost = (folder / STUDENT if goes_on else folder).resolve()
+    for section in ("model", "data"):
+        for key, text in _texts(config.get(section), section):
+            if os.path.exists(text) and Path(text).resolve().is_relative_to(lost):
+                raise UserError(
+                    f"{key} is {text!r}, which lies in this run's own folder: the run would "
+                    f"{'write over it' if goes_on else 'move it aside'}. Give another run_dir, or copy it elsewhere."
+                )
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All texts of a config, by their keys."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _texts(each, f"{key}.{name}")
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each, key)
+
+
 class RunFolder(Callback):
     """Keeps the run's folder.
 
@@ -69,16 +99,21 @@ class RunFolder(Callback):
         self.config = config
         self.goes_on = goes_on
         self.log = log
+        self._teacher: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage in ("fit", "test"):  # the others write nothing of it
             check_folder(self.folder)
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_inputs(yaml.safe_load(self.config), self.folder, self.goes_on)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # By now models, data and checkpoint were found to be right: a mistake leaves an earlier run's folder untouched.
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.is_global_zero:
+            # Before training, too: what lies on disk may be another's by its end.
+            self._teacher = teacher_identity(pl_module)
             if not self.goes_on and (moved := start_folder(self.folder)):
                 rank_zero_info(f"{self.folder} held an earlier run: moved to {moved}.")
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -106,24 +141,29 @@ class RunFolder(Callback):
         rank_zero_info(f"Student, manifest, curves, logs and checkpoints are in {self.folder}.")
 
     def _write_student(self, trainer: Trainer, student: Student) -> None:
-        folder = self.folder / "student"
+        folder = self.folder / STUDENT
         folder.mkdir(parents=True, exist_ok=True)
         student.write(folder)
-        (folder / MANIFEST).write_text(json.dumps(manifest(trainer, student, folder), indent=2) + "\n")
+        (folder / MANIFEST).write_text(json.dumps(manifest(trainer, student, folder, self._teacher), indent=2) + "\n")
 
 
-def manifest(trainer: Trainer, student: Student, folder: Path) -> dict[str, Any]:
-    """What a student is and how it came about, in plain JSON values."""
+def teacher_identity(student: LightningModule) -> dict[str, Any] | None:
+    """What the manifest says of the student's teacher."""
     teacher = getattr(student, "teacher", None)
+    if teacher is None:
+        return None
+    return {"class": type(teacher).__name__, "cache_key": teacher.cache_key(), **teacher.identity()}
+
+
+def manifest(trainer: Trainer, student: Student, folder: Path, teacher: dict[str, Any] | None) -> dict[str, Any]:
+    """What a student is and how it came about, in plain JSON values; `teacher` is the `teacher_identity` it began with."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     return {
         "format": 1,
         "kind": student.kind,
         "weights": weights_identity(str(folder)),
         "student": student.describe(),
-        "teacher": None
-        if teacher is None
-        else {"class": type(teacher).__name__, "cache_key": teacher.cache_key(), **teacher.identity()},
+        "teacher": teacher,
         "task": {"levels": student.task.levels, "prompt": student.task.prompt, "answer": student.task.answer},
         "data": {"path": data.paths["train"], "max_length": data.max_length, "splits": data.fingerprints()},
         "steps": trainer.global_step,

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lantern_pl.data.pair import Pair
+from lantern_pl.data.plain_texts import plain
 from lantern_pl.data.truncation import fit_texts
 from lantern_pl.errors import UserError
 from lantern_pl.signals import TokenBatch
@@ -108,20 +109,7 @@ class DecoderFeaturizer(Featurizer[DecoderBatch]):
         answer = self._answer(pair) if supervised else []
         # The answer keeps its start, which holds the level; at most half of the length, so that the texts have the rest.
         kept = answer[: self.max_length // 2]
-        overhead = len(self._encode(self._prompt("", "")))
-        budget = self.max_length - overhead - len(kept)
-        if budget < 2 * SHORTEST_TEXT:
-            raise self._too_small(pair, overhead + len(kept) + 2 * SHORTEST_TEXT)
-        texts_cut = False
-        while True:
-            job, candidate, cut = fit_texts(pair.job_text, pair.candidate_text, budget, self.tokenizer)
-            prompt_ids = self._encode(self._prompt(job, candidate))
-            texts_cut = texts_cut or cut
-            excess = len(prompt_ids) + len(kept) - self.max_length
-            if excess <= 0:
-                break
-            # Texts can take a few tokens more inside the prompt than on their own.
-            budget -= excess
+        _, prompt_ids, texts_cut = self.fitted_prompt(pair, len(kept))
         return Example(
             pair=pair,
             input_ids=prompt_ids + kept,
@@ -129,6 +117,24 @@ class DecoderFeaturizer(Featurizer[DecoderBatch]):
             texts_cut=texts_cut,
             answer_cut=len(kept) < len(answer),
         )
+
+    def fitted_prompt(self, pair: Pair, answer: int = 0) -> tuple[str, list[int], bool]:
+        """The prompt whose texts are cut to leave room for so many tokens of an answer, its ids, and whether it was cut."""
+        overhead = len(self._encode(self._prompt("", "")))
+        budget = self.max_length - overhead - answer
+        if budget < 2 * SHORTEST_TEXT:
+            raise self._too_small(pair, overhead + answer + 2 * SHORTEST_TEXT)
+        texts_cut = False
+        while True:
+            job, candidate, cut = fit_texts(pair.job_text, pair.candidate_text, budget, self.tokenizer)
+            prompt = self._prompt(job, candidate)
+            prompt_ids = self._encode(prompt)
+            texts_cut = texts_cut or cut
+            excess = len(prompt_ids) + answer - self.max_length
+            if excess <= 0:
+                return prompt, prompt_ids, texts_cut
+            # Texts can take a few tokens more inside the prompt than on their own.
+            budget -= excess
 
     def collate(self, examples: Sequence[Example]) -> DecoderBatch:
         input_ids, attention_mask = _pad([e.input_ids for e in examples], self.tokenizer.pad_token_id)
@@ -155,7 +161,7 @@ class DecoderFeaturizer(Featurizer[DecoderBatch]):
             raise UserError(
                 f"Pair {pair.pair_id!r} has no {missing}: a decoder learns to write both. Annotate the pairs first."
             )
-        ids = self._encode(self.task.render_answer(pair.level, pair.explanation))
+        ids = self._encode(self.task.render_answer(pair.level, plain(pair.explanation, self.tokenizer)))
         # pad is often the same id as eos: the end is supervised by its position, so the student learns to stop.
         return [*ids, self.tokenizer.eos_token_id]
 

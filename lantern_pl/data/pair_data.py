@@ -17,7 +17,7 @@ from lantern_pl.data.batching import EpochShuffle, LengthBucketBatches
 from lantern_pl.data.featurize import Example, Featurizer
 from lantern_pl.data.loader import ResumableBatches, ResumableLoader
 from lantern_pl.data.pair import Pair
-from lantern_pl.data.records import fingerprint, read_pairs
+from lantern_pl.data.records import fingerprint, normalised, read_pairs
 from lantern_pl.data.splits import split_pairs
 from lantern_pl.errors import UserError
 from lantern_pl.prediction.callback import predict_loader
@@ -225,9 +225,18 @@ class PairDataModule(LightningDataModule):
 
 
 def _seen(pairs: Sequence[Pair], training: Sequence[Pair]) -> int:
-    """How many pairs share a job or a candidate with the training pairs."""
-    known = {("job", p.job_id) for p in training} | {("candidate", p.candidate_id) for p in training}
-    return sum(("job", p.job_id) in known or ("candidate", p.candidate_id) in known for p in pairs)
+    """How many pairs share a job or a candidate with the training pairs, by its id or by its text."""
+    known = set().union(*map(_job_and_candidate, training))
+    return sum(not known.isdisjoint(_job_and_candidate(pair)) for pair in pairs)
+
+
+def _job_and_candidate(pair: Pair) -> set[tuple[str, str]]:
+    return {
+        ("job", pair.job_id),
+        ("job's text", normalised(pair.job_text)),
+        ("candidate", pair.candidate_id),
+        ("candidate's text", normalised(pair.candidate_text)),
+    }
 
 
 def _cut(cut: Cut | None) -> dict[str, int]:

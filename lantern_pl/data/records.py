@@ -12,9 +12,10 @@ A row is an object with these fields; others are allowed and ignored.
 | `confidence` | probability of `level`, 0 to 1; the rest is spread evenly over the other levels |
 
 `resume_text`, `resume_id` and `fit` are read as `candidate_text`, `candidate_id` and `level`. A null is the same as a
-missing field. Votes, and where there are none the confidence, become `Pair.level_probs`. Where `level` is missing,
-it's the one with the most votes, of equals the lower. A confidence below that of a blind guess (1/K for K levels)
-would speak for the other levels, so it is read as that guess.
+missing field, and so is a blank explanation: there is nothing in it to learn. Votes, and where there are none the
+confidence, become `Pair.level_probs`. Where `level` is missing, it's the one with the most votes, of equals the lower.
+A confidence below that of a blind guess (1/K for K levels) would speak for the other levels, so it is read as that
+guess.
 """
 
 import hashlib
@@ -107,7 +108,7 @@ def pair_of(row: Any, task: Task, job_field: str) -> Pair:
         job_text=job_text,
         candidate_text=candidate_text,
         level=level,
-        explanation=_text(row, "explanation"),
+        explanation=_explanation(row),
         level_probs=votes or _confidence(row, level, task),
     )
 
@@ -131,6 +132,11 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise BadRow(f"{name} holds half of a surrogate pair, which no file can hold: write the character itself")
     return value
+
+
+def _explanation(row: Mapping[str, Any]) -> str | None:
+    explanation = _text(row, "explanation")
+    return explanation if explanation and not explanation.isspace() else None
 
 
 def _required_text(row: Mapping[str, Any], name: str) -> str:

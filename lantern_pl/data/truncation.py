@@ -5,11 +5,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lantern_pl.data.plain_texts import plain
 from lantern_pl.errors import UserError
 
 
 def fit_texts(job_text: str, candidate_text: str, budget: int, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, bool]:
-    """The two texts, cut so that they take at most `budget` tokens together, and whether something was cut.
+    """The two texts, plain and cut so that they take at most `budget` tokens together, and whether something was cut.
 
     Each text may have half of the budget, and what one leaves the other may take, so a long text never displaces the
     other. Cuts fall on white space where there is some near. Tokens are counted for each text on its own, without
@@ -18,6 +19,7 @@ def fit_texts(job_text: str, candidate_text: str, budget: int, tokenizer: PreTra
 
     Raises UserError if the tokenizer can't tell where its tokens stand in the text.
     """
+    job_text, candidate_text = plain(job_text, tokenizer), plain(candidate_text, tokenizer)
     job_tokens, candidate_tokens = _token_ends(job_text, tokenizer), _token_ends(candidate_text, tokenizer)
     if len(job_tokens) + len(candidate_tokens) <= budget:
         return job_text, candidate_text, False

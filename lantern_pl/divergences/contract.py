@@ -1,5 +1,6 @@
 """The Divergence contract: what a plugin author implements."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -7,7 +8,8 @@ from lantern_kernels import Term
 from lantern_kernels.divergences import LOG_FLOOR
 from torch import Tensor
 
-from lantern_pl.schedules import Scheduled, first
+from lantern_pl.errors import UserError
+from lantern_pl.schedules import Scheduled, extremes, first
 
 
 class Divergence:
@@ -82,6 +84,11 @@ class WeightedDivergence:
     """Its weight in the mixture, or a schedule of it."""
     label: str | None = None
     """The name that it's logged under; needed only when a mixture holds the same divergence twice."""
+
+    def __post_init__(self) -> None:
+        least, most = extremes(self.weight)
+        if not (math.isfinite(most) and least >= 0):
+            raise UserError(f"model.mixture.weight is {self.weight}: give a finite weight of 0 or more.")
 
     def term(self) -> Term:
         """As a term of a mixture, with the weight at the start of a fit."""

@@ -141,6 +141,11 @@ class _Tokenizer:
         self.model.no_truncation()
         self.model.no_padding()
 
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        tokens: dict[int, Any] = self.model.get_added_tokens_decoder()
+        return tokens
+
     def __call__(self, text: str, add_special_tokens: bool, **_: Any) -> dict[str, Any]:
         return {"offset_mapping": self.model.encode(text, add_special_tokens=add_special_tokens).offsets}
 

@@ -25,7 +25,7 @@ class Aligner:
     def __init__(self, student: Any, teacher: DecoderFeaturizer) -> None:
         self._student = student
         self._teacher = teacher
-        self._known: dict[str, tuple[Example, list[int], list[int]]] = {}
+        self._known: dict[Pair, tuple[Example, list[int], list[int]]] = {}
 
     def align(self, batch: DecoderBatch) -> tuple[DecoderBatch, Tensor, Tensor]:
         """The batch in the teacher's tokens, and the ids [n] of the rows that go together: the student's, the teacher's.
@@ -48,7 +48,7 @@ class Aligner:
 
     def _pair(self, pair: Pair, ids: list[int]) -> tuple[Example, list[int], list[int]]:
         """A pair in the teacher's tokens, and the indices that go together of its supervised tokens; worked out once."""
-        if pair.pair_id not in self._known:
+        if pair not in self._known:
             example = self._teacher.encode(pair)
             own = prefixes(self._student, ids)
             others = prefixes(self._teacher.tokenizer, example.input_ids[example.answer_start :])
@@ -60,8 +60,8 @@ class Aligner:
                     "Choose a teacher or a student with another tokenizer."
                 )
             shared = [text for text in own if text in others]
-            self._known[pair.pair_id] = example, [own[text] for text in shared], [others[text] for text in shared]
-        return self._known[pair.pair_id]
+            self._known[pair] = example, [own[text] for text in shared], [others[text] for text in shared]
+        return self._known[pair]
 
 
 def prefixes(tokenizer: Any, ids: Sequence[int]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.plugin_checks import check_divergence, check_teacher, checked_signal
+from lantern_pl.positions import check_length
 from lantern_pl.prediction.answers import decoder_answers
 from lantern_pl.prediction.loader import Portion
 from lantern_pl.schedules import Scheduled
@@ -152,6 +153,7 @@ class DecoderStudent(Student):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self._features = self.featurizer(self.task, self.trainer.datamodule.max_length)  # type: ignore[attr-defined]
+        self._check_length(stage)
         if self.teacher is not None and stage != "predict":  # which asks no teacher
             self.prepare_teacher(self.teacher, "score_tokens", self.tokenizer)
             if self._other_tokenizer and self.teacher.tokenizer is not None:
@@ -160,6 +162,11 @@ class DecoderStudent(Student):
 
         if self.on_policy is not None:
             self._sampler = Sampler(self.on_policy, self._features)
+
+    def _check_length(self, stage: str) -> None:
+        explains = stage == "predict" or self.generate_pairs > 0
+        written = [self.max_new_tokens if explains else 0, self.on_policy.max_new_tokens if self.on_policy else 0]
+        check_length(self.lm, self.model_name, "data.init_args.max_length", self._features.max_length, max(written))
 
     # Loss
 

@@ -19,6 +19,7 @@ from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.pair_classifier import Pooling, is_classifier, load_classifier, new_classifier, write_classifier
 from lantern_pl.plugin_checks import check_divergence, check_teacher, checked_level_probs
+from lantern_pl.positions import check_length
 from lantern_pl.prediction.answers import encoder_answers
 from lantern_pl.prediction.loader import Portion
 from lantern_pl.schedules import Scheduled
@@ -97,11 +98,10 @@ class EncoderStudent(Student):
         self.teacher = teacher
         self.hidden_states: HiddenStateTerm | None = None
         if hidden_states is not None:
-            kept = None if is_classifier(model) else layers
-            self.hidden_states = HiddenStateTerm(hidden_states, teacher, "pair_hidden_states", model, kept)
+            self.hidden_states = HiddenStateTerm(hidden_states, teacher, "pair_hidden_states", model, layers)
         self.tokenizer = load_tokenizer(model)
         if is_classifier(model):
-            self.classifier = load_classifier(model, dropout)
+            self.classifier = load_classifier(model, dropout, layers)
             found = (self.classifier.levels, self.classifier.pooling, self.classifier.depth)
             if found != (self.levels, pooling, head_depth):
                 raise UserError(
@@ -125,7 +125,8 @@ class EncoderStudent(Student):
         )
         names = [*(term.label for term in self.terms), "cross_entropy"]
         self.means = Means(names if self.hidden_states is None else [*names, NAME])
-        self._level_probs: dict[str, Tensor] = {}
+        # By the pair and not its id: files of validation and test pairs have ids of their own, which may be the same.
+        self._level_probs: dict[Pair, Tensor] = {}
 
     @property
     def kind(self) -> Literal["encoder"]:
@@ -141,6 +142,8 @@ class EncoderStudent(Student):
                 f"The task's levels are {self.task.levels}, the student's {self.levels}: set model.init_args.levels and "
                 "data.init_args.task.levels to the same list."
             )
+        max_length = self.trainer.datamodule.max_length  # type: ignore[attr-defined]
+        check_length(self.classifier.backbone, self.model_name, "data.init_args.max_length", max_length)
         if stage == "predict":  # which asks no teacher
             return
         if self.teacher is not None:
@@ -189,11 +192,11 @@ class EncoderStudent(Student):
         if self.teacher is None:
             _check_distributions(batch.pairs)
             return batch.level_probs
-        new = [pair for pair in batch.pairs if pair.pair_id not in self._level_probs]
+        new = [pair for pair in batch.pairs if pair not in self._level_probs]
         if new:
             probs = checked_level_probs(self.teacher, new, self.task).cpu()
-            self._level_probs |= {pair.pair_id: row for pair, row in zip(new, probs, strict=True)}
-        return torch.stack([self._level_probs[pair.pair_id] for pair in batch.pairs]).to(batch.levels.device)
+            self._level_probs |= dict(zip(new, probs, strict=True))
+        return torch.stack([self._level_probs[pair] for pair in batch.pairs]).to(batch.levels.device)
 
     # Evaluation
 

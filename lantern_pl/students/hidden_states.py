@@ -86,7 +86,7 @@ class HiddenStateTerm(nn.Module):
         self.weight = first(settings.weight)
         self._teacher = teacher
         self._was_checked = False
-        self._of_pairs: dict[str, list[Tensor]] = {}
+        self._of_pairs: dict[Pair, list[Tensor]] = {}
         # Of hidden states with unit variance they make such ones.
         self.projections = nn.ParameterList(
             nn.init.normal_(torch.empty(their_width or 0, width), std=width**-0.5)
@@ -101,12 +101,12 @@ class HiddenStateTerm(nn.Module):
 
     def of_pairs(self, pairs: Sequence[Pair], task: Task, device: torch.device) -> list[Tensor]:
         """The teacher's hidden states [B, d] of pairs, a tensor for each pair of layers. It's asked once for each pair."""
-        new = [pair for pair in pairs if pair.pair_id not in self._of_pairs]
+        new = [pair for pair in pairs if pair not in self._of_pairs]
         if new:
             states = checked_pair_hidden_states(self._teacher, new, task, self.teacher_layers)
             rows = zip(*(layer.cpu() for layer in states), strict=True)
-            self._of_pairs |= {pair.pair_id: list(row) for pair, row in zip(new, rows, strict=True)}
-        by_layer = zip(*(self._of_pairs[pair.pair_id] for pair in pairs), strict=True)
+            self._of_pairs |= {pair: list(row) for pair, row in zip(new, rows, strict=True)}
+        by_layer = zip(*(self._of_pairs[pair] for pair in pairs), strict=True)
         return [torch.stack(rows).to(device) for rows in by_layer]
 
     def add(self, output: MixtureOutput, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> MixtureOutput:

@@ -70,6 +70,10 @@ class Optimization:
             raise UserError(f"optimization.learning_rate is {self.learning_rate}: give a number above 0.")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"optimization.warmup is {self.warmup}: give a share of the steps, 0 to 1.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(f"optimization.weight_decay is {self.weight_decay}: give a finite number of 0 or more.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimization.betas is {list(self.betas)}: give two numbers from 0 up, below 1.")
 
 
 def check_loss(
@@ -143,6 +147,7 @@ class Student(LightningModule, ABC):
         self.skipped_steps = 0
         self._rows_trained = 0.0
         self._random_to_set: dict[str, Any] | None = None
+        self._own_groups: list[dict[str, Any]] = []
         self.terms: list[Term] = []
         self.hidden_states = None
         self.numbers: dict[str, Scheduled] = {}
@@ -231,7 +236,21 @@ class Student(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         go_to_place(self.trainer)
+        self._take_own_optimization()
         self._start_window()
+
+    def _take_own_optimization(self) -> None:
+        """A checkpoint has brought the optimizer's numbers along with its averages: this run's win over them.
+
+        Where they are the same, so is the learning rate, to the last bit: it's worked out as the schedule does at each step.
+        """
+        for setup in self.trainer.lr_scheduler_configs:
+            scheduler: Any = setup.scheduler
+            scheduler.base_lrs = [group["initial_lr"] for group in self._own_groups]
+            groups = scheduler.optimizer.param_groups
+            for group, own, share in zip(groups, self._own_groups, scheduler.lr_lambdas, strict=True):
+                group |= own | {"lr": own["initial_lr"] * share(scheduler.last_epoch)}
+            scheduler._last_lr = [group["lr"] for group in groups]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # The step that loggers get. It's always that of the optimizer, but for a resumed run, where it can be one off.
@@ -342,9 +361,18 @@ class Student(LightningModule, ABC):
         warmup = round(self.optimization.warmup * steps)
         name = "constant_with_warmup" if self.optimization.schedule == "constant" else self.optimization.schedule
         scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        configured = ("initial_lr", "weight_decay", "betas")
+        self._own_groups = [{key: group[key] for key in configured} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Evaluation
+
+    def on_validation_start(self) -> None:
+        self._validation_started = time.perf_counter()
+
+    def on_validation_end(self) -> None:
+        # A validation between two steps isn't time that the next one takes.
+        self._window_started += time.perf_counter() - self._validation_started
 
     def on_validation_epoch_start(self) -> None:
         # At the values that stand in the end, so that figures of different epochs can be compared.

@@ -72,6 +72,11 @@ def fence(name: str, text: str) -> str:
     return f"<<<begin {name}>>>\n{_defused(visible(text))}\n<<<end {name}>>>"
 
 
+def without_turns(text: str) -> str:
+    """The text with round brackets around what chat templates mark their turns with."""
+    return _TEMPLATE.sub(lambda match: f"({match[match.lastindex or 0]})", text)
+
+
 def flags(text: str) -> tuple[str, ...]:
     """Names of what in the text may be meant to mislead a model, sorted: hidden characters and families of injections.
 
@@ -101,4 +106,4 @@ def _defused(text: str) -> str:
             return round_one * weight + match[0][len(match[0].rstrip()) :] if weight >= _DELIMITER else match[0]
 
         text = run.sub(rounded, text)
-    return _TEMPLATE.sub(lambda match: f"({match[match.lastindex or 0]})", text)
+    return without_turns(text)

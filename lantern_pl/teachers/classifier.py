@@ -12,6 +12,7 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 from lantern_pl.model_files import weights_identity
 from lantern_pl.pair_classifier import is_classifier, load_classifier
+from lantern_pl.positions import check_length
 from lantern_pl.signals import LevelProbs
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Teacher
@@ -37,6 +38,7 @@ class EncoderTeacher(Teacher):
         self.max_length = max_length
         self.tokenizer = load_tokenizer(model)
         self.classifier = load_classifier(model).requires_grad_(False).eval()
+        check_length(self.classifier.backbone, model, "The encoder teacher's max_length", max_length)
         sizes = self.classifier.backbone.config.get_text_config()
         self.hidden_size, self.hidden_layers = int(sizes.hidden_size), int(sizes.num_hidden_layers)
 

@@ -19,14 +19,18 @@ from lantern_pl.causal_lm import (
     output_head,
     resolve_dtype,
 )
+from lantern_pl.data.featurize import DecoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 from lantern_pl.model_files import load_config, read_manifest, weights_identity
+from lantern_pl.positions import check_length
 from lantern_pl.prefix_sharing import TextsInTurn, check_sharing, shared_hidden_at_positions
 from lantern_pl.signals import Annotation, Hidden, LevelProbs, TokenBatch
 from lantern_pl.tasks import Task
-from lantern_pl.teachers.contract import Teacher
-from lantern_pl.text import chat_prompt, fingerprint, load_tokenizer
+from lantern_pl.teachers.contract import Assignment, Teacher
+from lantern_pl.text import fingerprint, load_tokenizer
+
+_NO_LIMIT = 2**31
 
 
 class HFTeacher(Teacher):
@@ -70,6 +74,8 @@ class HFTeacher(Teacher):
         sizes = self.config.get_text_config()
         self.vocab_size = int(sizes.vocab_size)
         self.hidden_size, self.hidden_layers = int(sizes.hidden_size), int(sizes.num_hidden_layers)
+        self._context = getattr(sizes, "max_position_embeddings", None)
+        self._max_length: int | None = None
         self._lm: PreTrainedModel | None = None
 
     @property
@@ -106,6 +112,12 @@ class HFTeacher(Teacher):
         self._lm.to(device)  # type: ignore[arg-type]
         return self
 
+    def accept(self, assignment: Assignment) -> None:
+        if assignment.capability == "score_tokens":
+            check_length(self.lm, self.model_name, "data.init_args.max_length", assignment.max_length)
+            # What it writes is shown beside what the student writes, about the same texts.
+            self._max_length = assignment.max_length
+
     @torch.no_grad()
     def score_tokens(self, batch: TokenBatch) -> Hidden:
         at_positions = shared_hidden_at_positions if self.share_prefixes else hidden_at_positions
@@ -120,7 +132,7 @@ class HFTeacher(Teacher):
         """Those at the last token of the prompt. One row at a time, for the reason that `level_probs` has."""
         rows = []
         for pair in pairs:
-            ids = torch.tensor([self.tokenizer.encode(self._prompt(pair, task), add_special_tokens=False)])
+            ids = torch.tensor([self.tokenizer.encode(self._prompts([pair], task)[0], add_special_tokens=False)])
             last = torch.zeros_like(ids, dtype=torch.bool)
             last[:, -1] = True
             batch = TokenBatch(*(tensor.to(self.lm.device) for tensor in (ids, torch.ones_like(ids), last)))
@@ -133,7 +145,7 @@ class HFTeacher(Teacher):
         probs = self.level_probs(pairs, task).probs
         levels = [task.levels[best] for best in probs.argmax(-1).tolist()]
         openings = [task.answer_opening(level) for level in levels]
-        prompts = [self._prompt(pair, task) + opening for pair, opening in zip(pairs, openings, strict=True)]
+        prompts = [prompt + opening for prompt, opening in zip(self._prompts(pairs, task), openings, strict=True)]
         written = generate(self.lm, self.tokenizer, prompts, self.max_new_tokens)
         return [
             Annotation(
@@ -151,7 +163,7 @@ class HFTeacher(Teacher):
     @torch.no_grad()
     def level_probs(self, pairs: Sequence[Pair], task: Task) -> LevelProbs:
         """Probabilities of the answers that name each level, given the prompt, normalised over the levels."""
-        prompts = [self._prompt(pair, task) + task.answer_prefix for pair in pairs]
+        prompts = [prompt + task.answer_prefix for prompt in self._prompts(pairs, task)]
         encoded = [self.tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
         run = TextsInTurn(self.lm).run if self.share_prefixes else self._run
         rows: dict[int, Tensor] = {}
@@ -187,5 +199,11 @@ class HFTeacher(Teacher):
             return whole[len(prompt_ids) :]
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _prompt(self, pair: Pair, task: Task) -> str:
-        return chat_prompt(self.tokenizer, task.render_prompt(pair.job_text, pair.candidate_text))
+    def _prompts(self, pairs: Sequence[Pair], task: Task) -> list[str]:
+        """The prompts, their texts cut as a student's are: to what the model can take, with room for its answer."""
+        openings = (task.answer_opening(level) for level in task.levels)
+        answer = self.max_new_tokens + max(len(self.tokenizer.encode(text, add_special_tokens=False)) for text in openings)
+        rooms = [self._max_length, None if self._context is None else self._context - answer]
+        limit = min((room for room in rooms if room is not None), default=_NO_LIMIT)
+        features = DecoderFeaturizer(self.tokenizer, task, limit)
+        return [features.fitted_prompt(pair)[0] for pair in pairs]

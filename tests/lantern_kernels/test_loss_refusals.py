@@ -20,6 +20,7 @@ HIDDEN, WEIGHT = torch.zeros(3, 2), torch.zeros(5, 2)
         ),
         (lambda: Term("wasserstein"), "divergence is 'wasserstein'; known names are kl, reverse_kl, js, tvd"),
         (lambda: Term("js", beta=1.0), "beta is 1.0; expected 0 < beta < 1"),
+        (lambda: Term("js", beta=1 - 1e-8), "beta is 0.99999999; expected 0 < beta < 1, and 1e-06 or more from both"),
         (lambda: Term("js", beta=float("nan")), "beta is nan; expected 0 < beta < 1"),
         (lambda: Term("js", alpha=0.5), "alpha=0.5 is no parameter of js, which takes beta"),
         (lambda: Term("kl", beta=0.5), "beta=0.5 is no parameter of kl, which takes no parameters"),

@@ -201,6 +201,12 @@ def test_underflow_of_log_m():
         torch.testing.assert_close(output.terms["js"].double(), values["js"], rtol=1e-5, atol=0)
         (gradient,) = torch.autograd.grad(output.loss, logits)
         assert gradient.isfinite().all()
+    # The nearest to 1 that is taken: 1 − β has few digits in float32, but it isn't 0.
+    nearest = Term("js", beta=1 - 1e-6)
+    output = mixture_loss(logits := student.clone().requires_grad_(), teacher, [nearest])
+    _, values = naive_loss(student.double(), teacher.double(), [nearest])
+    torch.testing.assert_close(output.terms["js"].double(), values["js"], rtol=0.1, atol=0)
+    assert torch.autograd.grad(output.loss, logits)[0].isfinite().all()
     disjoint = mixture_loss(student, teacher, [Term("js")]).terms["js"]
     assert disjoint.tolist() == pytest.approx([math.log(2)] * 2, rel=1e-5)
 

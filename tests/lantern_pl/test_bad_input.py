@@ -123,6 +123,7 @@ def test_the_data_is_looked_at_before_any_model_is_loaded(
     ("kind", "field", "parts"),
     [
         ("decoder", "explanation", ["has no explanation", "Annotate"]),
+        ("decoder", "blank", ["has no explanation", "Annotate"]),
         ("decoder", "level", ["has no level"]),
         ("encoder", "level", ["has no level"]),
         ("encoder", "confidence", ["neither votes nor confidence", "model.teacher", "model.mixture"]),
@@ -139,7 +140,9 @@ def test_rows_without_what_is_learned_are_refused(
 ) -> None:
     path = tmp_path / "unannotated.jsonl"
     drop = {field} if field != "level" else {"level", "confidence"}
-    path.write_text("".join(json.dumps({k: v for k, v in r.items() if k not in drop}) + "\n" for r in rows_of(pairs_file)))
+    blank = {"explanation": " \n"} if field == "blank" else {}
+    rows = [{k: v for k, v in row.items() if k not in drop} | blank for row in rows_of(pairs_file)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     message = refused(request.getfixturevalue(f"tiny_{kind}_config"), "--data.path", path)
     assert_names(message, "Pair '", *parts)
 
@@ -196,6 +199,7 @@ def test_a_student_with_another_tokenizer_is_refused(
     assert_names(message, "different tokenizers", *both)
 
 
+WEIGHT_OF = "--model.mixture=[{{divergence: {{class_path: lantern_pl.divergences.js}}, weight: {}}}]"
 JS_OF = "--model.mixture=[{{divergence: {{class_path: lantern_pl.divergences.js, init_args: {{beta: {}}}}}}}]"
 
 
@@ -215,6 +219,10 @@ JS_OF = "--model.mixture=[{{divergence: {{class_path: lantern_pl.divergences.js,
         pytest.param(["--model.cross_entropy=-0.5"], ["cross_entropy is -0.5"], id="negative-weight"),
         pytest.param([JS_OF.format(0.0)], ["beta is 0.0", "0 < beta < 1"], id="beta-0"),
         pytest.param([JS_OF.format(1.5)], ["beta is 1.5", "0 < beta < 1"], id="beta-above-1"),
+        pytest.param([JS_OF.format(1 - 1e-8)], ["beta is 0.99999999", "1e-06 or more from both"], id="beta-near-1"),
+        pytest.param([WEIGHT_OF.format("-1")], ["mixture.weight is -1.0", "0 or more"], id="weight-below-0"),
+        pytest.param([WEIGHT_OF.format(".nan")], ["mixture.weight is nan", "finite"], id="weight-nan"),
+        pytest.param([WEIGHT_OF.format("{start: 1, end: -0.5}")], ["mixture.weight is", "end=-0.5"], id="weight-to-below-0"),
         pytest.param(["--model.mixture=[]", "--model.cross_entropy=0"], ["nothing to learn"], id="no-loss"),
         pytest.param(["--model.teacher=null"], ["mixture needs a teacher"], id="no-teacher"),
         pytest.param(
@@ -237,6 +245,9 @@ JS_OF = "--model.mixture=[{{divergence: {{class_path: lantern_pl.divergences.js,
         pytest.param(["--model.lora.rank=0"], ["lora", "0"], id="lora-rank"),
         pytest.param(["--model.optimization.learning_rate=-1"], ["learning_rate is -1.0"], id="learning-rate"),
         pytest.param(["--model.optimization.warmup=10"], ["warmup is 10.0", "0 to 1"], id="warmup"),
+        pytest.param(["--model.optimization.weight_decay=-3"], ["weight_decay is -3.0", "0 or more"], id="weight-decay"),
+        pytest.param(["--model.optimization.weight_decay=.inf"], ["weight_decay is inf", "finite"], id="weight-decay-inf"),
+        pytest.param(["--model.optimization.betas=[1.5, 2]"], ["betas is [1.5, 2.0]", "below 1"], id="betas"),
         pytest.param(["--model.max_new_tokens=0"], ["max_new_tokens is 0"], id="max-new-tokens"),
     ],
 )
@@ -334,6 +345,93 @@ def test_a_folder_of_other_things_is_not_moved_aside(refused: Refused, tiny_enco
     assert_names(refused(tiny_encoder_config, "--run_dir", letters), f"'{letters}'", "other things than a run")
     assert [path.name for path in letters.iterdir()] == ["letter.txt"]
     assert not (tmp_path / "letters.1").exists()
+
+
+@pytest.mark.parametrize("what", ["model", "teacher.model", "teacher.adapter", "data"])
+def test_a_run_that_would_move_aside_what_it_reads_is_refused(
+    refused: Refused, tiny_decoder_config: Path, tiny_lm: Path, pairs_file: Path, tmp_path: Path, what: str
+) -> None:
+    own = tmp_path / "run" / ("pairs.jsonl" if what == "data" else "student")
+    if what == "data":
+        shutil.copy(pairs_file, own)
+    else:
+        shutil.copytree(tiny_lm, own)
+    if what == "teacher.adapter":
+        (own / "adapter_config.json").write_text("{}")
+        (own / "adapter_model.safetensors").touch()
+    key = "data.path" if what == "data" else f"model.{what}"
+    # The folder by another name is the same folder.
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    message = refused(tiny_decoder_config, f"--{key}", tmp_path / "link" / own.name)
+    assert_names(message, *key.split("."), f"'{tmp_path}/link/{own.name}'", "move it aside", "run_dir")
+
+
+def test_a_resumed_run_may_not_learn_from_the_student_that_it_writes(
+    refused: Refused, tiny_encoder_config: Path, checkpoint: Path
+) -> None:
+    teacher = "--model.teacher={class_path: lantern_pl.teachers.encoder, init_args: {model: %s/student, max_length: 128}}"
+    run = checkpoint.parents[1]
+    arguments = (teacher % run, "--run_dir", run, "--ckpt_path", checkpoint)
+    assert_names(refused(tiny_encoder_config, *arguments), "model.init_args.teacher", "write over it")
+
+
+def positions(kind: str, folder: Path) -> Path:
+    """A folder with a small model that has 64 learned positions."""
+    from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaModel
+
+    from lantern_pl.text import load_tokenizer
+
+    tokenizer = load_tokenizer("embedded:smollm2-135m" if kind == "gpt2" else "embedded:minilm-l6")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if kind == "bert":
+        model: Any = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))
+    elif kind == "roberta":
+        config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=66, pad_token_id=1, **sizes)
+        model = RobertaModel(config)
+    else:
+        ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, **ends)
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_an_encoders_texts_are_no_longer_than_its_positions(
+    refused: Refused, tiny_encoder_config: Path, lantern: Callable[..., Ran], tmp_path: Path, kind: str
+) -> None:
+    model = ("--model.model", positions(kind, tmp_path / kind), "--model.layers=null")
+    message = refused(tiny_encoder_config, *model, "--data.max_length=65")
+    assert_names(message, "data.init_args.max_length is 65", f"{tmp_path}/{kind}", "64 tokens", "to 64 or less")
+    ran = lantern("validate", "--config", tiny_encoder_config, *model, "--data.max_length=64")
+    assert ran.code == 0, ran.err
+
+
+def test_a_decoders_texts_and_what_it_writes_are_no_longer_than_its_positions(
+    refused: Refused, tiny_decoder_config: Path, tmp_path: Path, tiny_lm: Path
+) -> None:
+    folder = positions("gpt2", tmp_path / "gpt2")
+    alone = (
+        "--model.layers=null",
+        "--model.teacher=null",
+        "--model.mixture=[]",
+        "--data.task.prompt={job_text} {candidate_text}",
+    )
+    message = refused(tiny_decoder_config, "--model.model", folder, *alone)
+    assert_names(message, "data.init_args.max_length is 320", "4 more", "64 tokens", "60 or less")
+    # As a teacher, too, which only reads.
+    message = refused(tiny_decoder_config, "--model.teacher.model", folder)
+    assert_names(message, "data.init_args.max_length is 320", "64 tokens", "64 or less")
+
+
+def test_an_encoder_teachers_texts_are_no_longer_than_its_positions(
+    refused: Refused, tiny_encoder_config: Path, checkpoint: Path
+) -> None:
+    teacher = "--model.teacher={class_path: lantern_pl.teachers.encoder, init_args: {model: %s/student, max_length: 513}}"
+    message = refused(tiny_encoder_config, teacher % checkpoint.parents[1])
+    assert_names(message, "max_length is 513", "512 tokens", "512 or less")
 
 
 # Checkpoints

@@ -71,6 +71,50 @@ def test_the_commands_at_the_head_of_a_config_run(name: str, folder: Path, lante
                 assert (run_dir / left).exists(), left
 
 
+SMOLLM = "embedded:smollm2-135m"
+
+
+def on_tiny(command: list[str], tiny: Path) -> list[str]:
+    """The command on few pairs, with a tiny model in SmolLM2's place and no more layers than that has."""
+    if command[0] == "data":
+        return [*command[: command.index("--pairs") + 1], "24", *command[command.index("--pairs") + 2 :]]
+    if command[0] == "cache":
+        return [*command, f"--teacher.init_args.model={tiny}"]
+    model = yaml.safe_load(Path(command[-1]).read_text())["model"]
+    options = few_steps(command) if "Decoder" in model["class_path"] else [*command, *FEW_STEPS]
+    given = model["init_args"]
+    if given["model"] == SMOLLM:
+        options.append(f"--model.model={tiny}")
+    if given.get("teacher") and given["teacher"].get("init_args", {}).get("model") == SMOLLM:
+        options.append(f"--model.teacher.model={tiny}")
+    if given.get("layers"):
+        options.append(f"--model.layers.keep={1 if 'stage2' in command[-1] else 2}")
+    if "on_policy" in given:
+        options += ["--model.on_policy.fraction=1", "--model.on_policy.max_new_tokens=2"]
+    return options
+
+
+@pytest.mark.parametrize("name", ["decoder.yaml", "two_stage/stage1.yaml", "signals/1_cache.yaml"])
+def test_the_commands_of_the_longer_ways_fit_together(
+    name: str, folder: Path, lantern: Callable[..., Ran], tiny_lm: Path
+) -> None:
+    """As the slow tests do it with the models that the configs name."""
+    for command in commands_of(CONFIGS / name):
+        ran = lantern(*on_tiny(command, tiny_lm))
+        assert ran.code == 0, (command, ran.err)
+        if command[0] == "fit":
+            run_dir = folder / yaml.safe_load(Path(command[-1]).read_text())["run_dir"]
+            assert (run_dir / "student" / "manifest.json").exists()
+
+
+@pytest.mark.skipif(not OPEN_DATA.exists(), reason="the open data set isn't beside this repository")
+def test_open_annotations_train_the_quickstarts_student_by_the_path_alone(
+    folder: Path, lantern: Callable[..., Ran], tiny_lm: Path
+) -> None:
+    ran = lantern(*on_tiny(["fit", "--config", "configs/quickstart.yaml"], tiny_lm), f"--data.path={OPEN_DATA}")
+    assert ran.code == 0, ran.err
+
+
 def test_every_config_is_among_those_that_are_run() -> None:
     # Those of the whole path have a test of their own, test_lantern_path.py, and those of signals the next one.
     run = {word for name in ("quickstart.yaml", "encoder.yaml", "decoder.yaml", "two_stage/stage1.yaml")

@@ -42,5 +42,5 @@ def test_quickstart_keeps_its_promises(tmp_path: Path) -> None:
     print(f"{seconds:.0f} s, {peak_gb:.1f} GB, KL {untrained['kl']:.2f} -> {trained['kl']:.2f}")
     assert trained["kl"] <= untrained["kl"] / 4
     assert peak_gb < 6
-    # The promise is 300 s on two idle cores; shared machines vary.
-    assert seconds < 300 * float(os.environ.get("LANTERN_TEST_SLOWDOWN", "2"))
+    # On two idle cores; a machine that others use too may say by how much it is slower.
+    assert seconds < 300 * float(os.environ.get("LANTERN_TEST_SLOWDOWN", "1"))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,28 @@ def test_the_teacher_is_neither_trained_nor_saved(
     optimized = sum(len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"])
     tied = {tensor.data_ptr() for tensor in checkpoint["state_dict"].values()}
     assert optimized == len(tied)
+
+
+def test_the_manifest_names_the_teacher_that_taught(
+    lantern: Lantern, tiny_decoder_config: Path, tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run may have written over its folder by the end."""
+    from lantern_pl.model_files import weights_identity
+    from lantern_pl.students import DecoderStudent
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_lm, teacher)
+    real = DecoderStudent.write
+
+    def write(self: Any, folder: Path) -> None:
+        (teacher / "more.safetensors").write_bytes(b"new")
+        real(self, folder)
+
+    monkeypatch.setattr(DecoderStudent, "write", write)
+    before = weights_identity(str(teacher))
+    assert lantern("fit", "--config", tiny_decoder_config, *QUICK, "--model.teacher.model", teacher).code == 0
+    assert json.loads((tmp_path / "run/student/manifest.json").read_text())["teacher"]["weights"] == before
+    assert weights_identity(str(teacher)) != before
 
 
 def test_every_checkpoint_is_loaded_as_weights_only(

@@ -66,6 +66,12 @@ def test_made_ids_are_the_same_for_the_same_text(tmp_path: Path) -> None:
     assert one.pair_id != other.pair_id
 
 
+@pytest.mark.parametrize("blank", ["", "  ", "\n\t"])
+def test_a_blank_explanation_is_none(tmp_path: Path, blank: str) -> None:
+    (pair,) = read(tmp_path, row(explanation=blank))
+    assert pair.explanation is None
+
+
 def test_other_names_of_the_fields(tmp_path: Path) -> None:
     (pair,) = read(tmp_path, {"job_text": "j", "resume_text": "r", "resume_id": "r1", "fit": "low"})
     assert (pair.candidate_text, pair.candidate_id, pair.level) == ("r", "r1", "low")

@@ -1,4 +1,4 @@
-"""One optimizer step over all pairs of a file; saves the gradients that the optimizer saw. Run by test_global_batch."""
+"""One optimizer step over all pairs of a file; saves the gradients that the optimizer saw. Run by test_global_batch*."""
 
 import json
 import sys
@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, Trainer
 from lantern_pl.data.pair_data import PairDataModule
 from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
-from lantern_pl.divergences.first_party import KL
-from lantern_pl.students import DecoderStudent
+from lantern_pl.divergences.first_party import JS, KL
+from lantern_pl.students import DecoderStudent, EncoderStudent, Student
 from lantern_pl.teachers.local_model import HFTeacher
 
 
@@ -36,17 +36,25 @@ class KeepGradients(Callback):
             self.out.with_suffix(".json").write_text(json.dumps(figures))
 
 
+def make_student(kind: str, model: str) -> Student:
+    """Two layers, and nothing drawn at random, which would depend on how pairs are batched."""
+    if kind == "encoder":
+        mixture = [WeightedDivergence(JS(), 0.7)]
+        return EncoderStudent(model, layers=DepthPruning(2), dropout=0.0, mixture=mixture, cross_entropy=0.5)
+    return DecoderStudent(
+        model,
+        layers=DepthPruning(2),
+        teacher=HFTeacher(model),
+        mixture=[WeightedDivergence(KL())],
+        cross_entropy=0.5,
+    )
+
+
 def main() -> None:
     config, out, batch_size, accumulate, ranks, clip = sys.argv[1:]
     settings = json.loads(Path(config).read_text())
     torch.manual_seed(0)
-    student = DecoderStudent(
-        settings["model"],
-        layers=DepthPruning(2),
-        teacher=HFTeacher(settings["model"]),
-        mixture=[WeightedDivergence(KL())],
-        cross_entropy=0.5,
-    )
+    student = make_student(settings.get("kind", "decoder"), settings["model"])
     data = PairDataModule(
         settings["data"],
         val_path=settings["data"],

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,32 @@ def test_the_distribution_comes_from_the_teacher_and_is_asked_once(pairs: list[P
     again = student.summed_loss(batch)[0].terms["kl"]
     assert [pair.pair_id for pair in asked] == [pair.pair_id for pair in pairs[:4]]
     assert torch.equal(first, again)
+
+
+def test_two_pairs_of_one_id_are_two_pairs(pairs: list[Pair]) -> None:
+    """Files of training and validation pairs may both number theirs from 0."""
+    teacher = RubricTeacher()
+    student = make_encoder(teacher=teacher, mixture=[WeightedDivergence(KL())])
+    one = next(pair for pair in pairs if pair.level == "low")
+    other = replace(next(pair for pair in pairs if pair.level == "high"), pair_id=one.pair_id)
+    apart = [student._distributions(batch_of(student, [pair])) for pair in (one, other)]
+    assert torch.equal(torch.cat(apart), teacher.level_probs([one, other], Task()).probs)
+    assert not torch.equal(*apart)
+
+
+@pytest.mark.parametrize("choose", ["first", "even"])
+def test_a_student_of_an_encoder_student_may_have_fewer_layers(choose: str, pairs: list[Pair], tmp_path: Path) -> None:
+    first_stage = make_encoder(layers=DepthPruning(4))
+    first_stage.write(tmp_path)
+    student = make_encoder(model=str(tmp_path), layers=DepthPruning(2, choose))
+    stage1, stage2 = (each.classifier.backbone.encoder.layer for each in (first_stage, student))
+    assert len(stage2) == 2
+    last = 1 if choose == "first" else 3
+    kept = zip(stage2[1].parameters(), stage1[last].parameters(), strict=True)
+    assert all(torch.equal(own, theirs) for own, theirs in kept)
+    assert torch.equal(student.classifier.head[-1].weight, first_stage.classifier.head[-1].weight)
+    student.write(tmp_path / "second")
+    assert len(load_classifier(str(tmp_path / "second")).backbone.encoder.layer) == 2
 
 
 def test_a_mixture_without_any_distribution_is_refused(pairs: list[Pair]) -> None:

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def naive_rows_of_encoder(student: Any, model: Any, batch: Any) -> list[tuple[to
     teacher, rows = copy.deepcopy(student.teacher.lm).double(), []
     for row, pair in enumerate(batch.pairs):
         length = int(batch.inputs["attention_mask"][row].sum())
-        prompt = student.teacher._prompt(pair, Task())
+        (prompt,) = student.teacher._prompts([pair], Task())
         ids = student.teacher.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
         with torch.no_grad():
             theirs = teacher(input_ids=ids, output_hidden_states=True).hidden_states
@@ -356,6 +357,15 @@ def test_an_encoder_asks_once_for_each_pair(make: Callable[..., Any], pairs: lis
     again = student.summed_loss(batch_of(student, pairs[3:0:-1]))[0].terms["hidden_states"]
     assert [pair.pair_id for pair in asked] == [pair.pair_id for pair in pairs[:4]]
     assert torch.allclose(first[1:], again[1:].flip(0), rtol=1e-4)
+
+
+def test_two_pairs_of_one_id_have_hidden_states_of_their_own(
+    make: Callable[..., Any], pairs: list[Pair], wider_lm: str
+) -> None:
+    term = make("encoder", teacher=HFTeacher(wider_lm)).hidden_states
+    one, other = pairs[0], replace(pairs[1], pair_id=pairs[0].pair_id)
+    first, second = (term.of_pairs([pair], Task(), torch.device("cpu"))[0] for pair in (one, other))
+    assert not torch.equal(first, second)
 
 
 def test_an_encoder_learns_from_an_encoder(make: Callable[..., Any], saved_encoder: str, pairs: list[Pair]) -> None:

@@ -1,5 +1,6 @@
 """The hf teacher: level probabilities, batch invariance, truthful capabilities, a stable key."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 from lantern_pl.signals import TokenBatch
 from lantern_pl.tasks import Task
+from lantern_pl.teachers.contract import Assignment
 from lantern_pl.teachers.local_model import HFTeacher
 from lantern_pl.text import chat_prompt
 
@@ -33,6 +35,30 @@ def test_level_probs_equal_the_probability_of_each_whole_answer(
     probs = teacher.level_probs([pair], task).probs[0]
     assert torch.allclose(probs, torch.tensor(expected).softmax(-1), atol=1e-4)
     assert float(probs.sum()) == pytest.approx(1)
+
+
+def test_long_texts_are_cut_to_what_the_teacher_can_take(small_lm: str, pairs: list[Pair]) -> None:
+    teacher = HFTeacher(small_lm, max_new_tokens=4).to(torch.device("cpu"))
+    teacher._context = 320
+    pair = replace(pairs[0], job_text=pairs[0].job_text * 9, candidate_text=pairs[0].candidate_text * 9)
+    longest = 320 - 4 - 3  # "Fit: high\n" is four tokens, or three and a part of the text's first
+    (annotation,) = teacher.annotate([pair], Task())
+    assert longest - 24 < annotation.prompt_tokens <= 320 - 4
+    assert teacher.pair_hidden_states([pair], Task(), [-1])[0].isfinite().all()
+    (prompt,) = teacher._prompts([pair], Task())
+    assert pair.job_text[:40] in prompt
+    assert pair.candidate_text[:40] in prompt
+    assert teacher._prompts([pairs[1]], Task()) == [
+        chat_prompt(teacher.tokenizer, Task().render_prompt(pairs[1].job_text, pairs[1].candidate_text))
+    ]
+
+
+def test_beside_a_decoder_it_writes_about_texts_of_the_same_length(small_lm: str, pairs: list[Pair]) -> None:
+    teacher = HFTeacher(small_lm, max_new_tokens=4).to(torch.device("cpu"))
+    features = DecoderFeaturizer(teacher.tokenizer, Task(), 256)
+    teacher.accept(Assignment("score_tokens", [], Task(), 256, "", ""))
+    pair = replace(pairs[0], job_text=pairs[0].job_text * 9)
+    assert teacher._prompts([pair], Task()) == [features.prompt(replace(pair, level=None))]
 
 
 def test_answers_do_not_depend_on_the_rest_of_the_batch(teacher: HFTeacher, pairs: list[Pair]) -> None:
