@@ -10,18 +10,14 @@ from typing import Any
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 from lantern_pl.labelling.account import Budget, OutOfBudget, Price, Tally
-from lantern_pl.labelling.answers import REFUSED, TRUNCATED, BadAnswer, read_answer, repair_messages
+from lantern_pl.labelling.answers import read_answer
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.labels import NOT_ASKED, Label, NoLabel, majority
 from lantern_pl.labelling.store import Answered, LabelStore
+from lantern_pl.labelling.turns import Turns, is_unfinished
 from lantern_pl.tasks.guide import TEXTS, Stage, compact
 from lantern_pl.tasks.schema import json_schema, model_of
-from lantern_pl.teachers.chat import Attempt, ChatFailed, ChatReply, ChatRequest
-
-FAILED = "failed"
-"""The finish reason of a question that got no answer at all: it's asked again in the next run."""
-INCURABLE = frozenset({TRUNCATED, REFUSED})
-"""What another turn wouldn't put right."""
+from lantern_pl.teachers.chat import ChatFailed, ChatReply, ChatRequest
 
 
 @dataclass(frozen=True)
@@ -172,14 +168,13 @@ class StagedRun:
                     tally.quarantined[row.reason or ""] += 1
             else:
                 try:
-                    await self._ask(unit, tally)
+                    await self._ask(unit, row, tally)
                 except OutOfBudget:
                     self._out_of_budget = self.stopping = True
                     return
                 except ChatFailed as failed:
                     self._failed, self.stopping = failed, True
                     return
-                tally.asked += 1
             tell(stage, tally)
 
     def is_settled(self, key: str) -> bool:
@@ -187,51 +182,46 @@ class StagedRun:
         return self._settled(self.store.get(key))
 
     def _settled(self, row: Answered | None) -> bool:
-        if row is None or row.finish_reason == FAILED:
+        if row is None or is_unfinished(row, self.config.repair_turns):
             return False
         return row.state == "ok" or not self.retry_quarantined
 
-    async def _ask(self, unit: Unit, tally: Tally) -> None:
-        """Ask, read, let the teacher correct itself, and keep what came of it. Raises OutOfBudget, and ChatFailed where
-        nothing else could be answered either."""
-        request = unit.request
-        replies: list[ChatReply] = []
-        attempts: list[Attempt] = []
-        parsed, reason = None, None
-        for _ in range(self.config.repair_turns + 1):
-            try:
-                reply = await self._chat(request)
-            except ChatFailed as failed:
-                if failed.stop:
-                    raise
-                attempts += failed.attempts
-                reason = failed.reason
-                if not replies:
-                    replies.append(ChatReply("", FAILED, cost=None if failed.attempts else 0.0))
-                break
-            replies.append(reply)
-            attempts += reply.attempts
+    async def _ask(self, unit: Unit, before: Answered | None, tally: Tally) -> None:
+        """Ask, read, let the teacher correct itself, and keep what came of it, also where the run ends in the middle.
+        Raises OutOfBudget, and ChatFailed where nothing else could be answered either."""
+        turns = Turns(unit.stage, self.levels, unit.request, before)
+        try:
+            while turns.go_on(self.config.repair_turns):
+                turns.take(await self._chat(turns.request), lambda reply: self._read(unit, reply))
+        except ChatFailed as failed:
+            turns.fail(failed)
+            if failed.stop:
+                raise
+        except BaseException:
+            turns.leave()
+            raise
+        finally:
+            if turns.has_news:
+                await self._keep(unit, turns, tally)
+
+    async def _keep(self, unit: Unit, turns: Turns, tally: Tally) -> None:
+        for reply in turns.replies:
             tally.add(reply)
-            try:
-                parsed, reason = self._read(unit, reply), None
-                break
-            except BadAnswer as bad:
-                reason = bad.reason
-                if reason in INCURABLE:
-                    break
-                asked_again = repair_messages(unit.stage, self.levels, reason)
-                request = replace(request, messages=(*request.messages, _said(reply.text), *asked_again))
-        tally.attempts.update(attempt.outcome for attempt in attempts)
-        tally.repairs += len(replies) - 1
-        if reason is not None:
-            tally.quarantined[reason] += 1
-        await asyncio.wrap_future(self.store.put(self._row(unit, replies, attempts, parsed, reason), attempts))
+        tally.attempts.update(attempt.outcome for attempt in turns.attempts)
+        tally.repairs += turns.new_repairs
+        tally.asked += 1
+        if turns.reason is not None:
+            tally.quarantined[turns.reason] += 1
+        await asyncio.wrap_future(self.store.put(self._row(unit, turns), turns.attempts))
 
     async def _chat(self, request: ChatRequest) -> ChatReply:
-        async with self.budget.question(request) as paid:
+        async with self.budget.question(request, self.teacher.most_billed) as outcomes:
             try:
-                paid.append(await self.teacher.chat(request))
-            except (ChatFailed, UserError, asyncio.CancelledError):
+                outcomes.append(await self.teacher.chat(request))
+            except ChatFailed as failed:
+                outcomes.append(failed)
+                raise
+            except (UserError, asyncio.CancelledError):
                 raise
             except Exception as error:
                 # What a plugin raises may quote what it was asked.
@@ -239,10 +229,9 @@ class StagedRun:
                     f"The teacher {type(self.teacher).__name__} has failed with {type(error).__name__}, which is a fault of "
                     "its own: a chat teacher says by ChatFailed that it got no answer."
                 ) from None
-        (reply,) = paid
+        (reply,) = outcomes
         if reply.cost is None and self.teacher.price is not None:
-            cost = Price(*self.teacher.price).of(reply.prompt_tokens, reply.completion_tokens)
-            reply = replace(reply, cost=cost)
+            reply = replace(reply, cost=Price(*self.teacher.price).of_reply(reply))
         return reply
 
     def _read(self, unit: Unit, reply: ChatReply) -> dict[str, Any]:
@@ -250,16 +239,8 @@ class StagedRun:
         strict = self.teacher.follows_schema
         return read_answer(reply.text, reply.finish_reason, unit.stage, self.levels, texts, strict)
 
-    def _row(
-        self,
-        unit: Unit,
-        replies: Sequence[ChatReply],
-        attempts: Sequence[Attempt],
-        parsed: dict[str, Any] | None,
-        reason: str | None,
-    ) -> Answered:
+    def _row(self, unit: Unit, turns: Turns) -> Answered:
         subject = self.config.guide.subject(unit.stage.name)
-        costs = [reply.cost for reply in replies]
         return Answered(
             key=unit.key,
             stage=unit.stage.name,
@@ -268,17 +249,17 @@ class StagedRun:
             candidate_id=unit.pair.candidate_id if subject != "job" else None,
             pair_id=unit.pair.pair_id if subject == "pair" else None,
             sample=unit.sample,
-            state="ok" if reason is None else "quarantined",
-            reason=reason,
-            raw=replies[-1].text,
-            parsed=parsed,
-            finish_reason=replies[-1].finish_reason,
-            prompt_tokens=sum(reply.prompt_tokens for reply in replies),
-            completion_tokens=sum(reply.completion_tokens for reply in replies),
-            cost=None if None in costs else sum(cost for cost in costs if cost is not None),
-            repairs=len(replies) - 1,
+            state="ok" if turns.reason is None else "quarantined",
+            reason=turns.reason,
+            raw=turns.raw,
+            parsed=turns.parsed,
+            finish_reason=turns.finish_reason,
+            prompt_tokens=sum(reply.prompt_tokens for reply in turns.replies),
+            completion_tokens=sum(reply.completion_tokens for reply in turns.replies),
+            cost=turns.cost,
+            repairs=turns.repairs,
             teacher=self.teacher_key,
-            seconds=sum(attempt.seconds for attempt in attempts),
+            seconds=sum(attempt.seconds for attempt in turns.attempts),
         )
 
     # What came of it
@@ -330,7 +311,3 @@ def _requirements(parsed: Mapping[str, Mapping[str, Any]], but: str) -> Iterator
     for name, answer in parsed.items():
         if name != but:
             yield from answer.get("requirements", [])
-
-
-def _said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_GAVE_UP = ("http 408", "http 504", "http 524")
+
 
 @dataclass(frozen=True)
 class ChatRequest:
@@ -41,6 +43,13 @@ class Attempt:
     started: float
     seconds: float
     outcome: str
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the model may have answered although nothing of it has come: unless the server wasn't reached, or has
+        refused by an HTTP status that isn't a gateway's giving up."""
+        refused = self.outcome.startswith("http ") and self.outcome not in _GAVE_UP
+        return not refused and self.outcome not in ("ok", "no server")
 
 
 @dataclass(frozen=True)

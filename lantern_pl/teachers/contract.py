@@ -60,6 +60,7 @@ class Teacher:
         hidden_size: width of its hidden states, and hidden_layers: how many layers it has, the embeddings not counted; both
             are known before weights are loaded, and needed for `token_hidden_states` and `pair_hidden_states`, else None.
         max_in_flight: how many questions to `chat` are worth having open at once.
+        most_billed: how many of a question's attempts a provider may bill, at most: a budget sets their cost aside.
         follows_schema: whether the answers of `chat` are held to the question's schema, known once it's ready; where they
             aren't, they are read with more patience.
         price: money per million tokens of questions and of answers, where it's known.
@@ -77,6 +78,7 @@ class Teacher:
     hidden_size: int | None = None
     hidden_layers: int | None = None
     max_in_flight: int = 16
+    most_billed: int = 1
     follows_schema: bool = False
     price: tuple[float, float] | None = None
 

@@ -134,7 +134,7 @@ class Line:
 
     def _cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         price = self.settings.price
-        if price is None or not (prompt_tokens or completion_tokens):
+        if price is None or not (prompt_tokens and completion_tokens):
             return None
         return (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
 

@@ -94,6 +94,7 @@ class LiteLLMTeacher(Teacher):
         self.price = provider.listed_price(model) if price is None else (price.input, price.output)
         self.settings = Settings(model, base_url, timeout, max_in_flight, rpm, tpm, attempts, patience, price=self.price)
         self.max_in_flight = max_in_flight
+        self.most_billed = attempts
         self.max_new_tokens = max_new_tokens
         self.schema = schema
         self.follows_schema = schema == "always"

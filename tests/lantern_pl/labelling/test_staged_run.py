@@ -298,6 +298,100 @@ def test_a_budget_holds_for_the_longest_answers_too(run: Label_) -> None:
         assert limit - 0.1 < spent <= limit
 
 
+@pytest.mark.parametrize("told", [(0, 0), (100, 0), (0, 20)])
+def test_answers_without_their_tokens_count_with_the_most_they_can_cost(run: Label_, told: tuple[int, int]) -> None:
+    def silent(request: ChatRequest, reply: ChatReply) -> ChatReply:
+        return replace(reply, prompt_tokens=told[0], completion_tokens=told[1])
+
+    teacher = RubricChat(price=(20.0, 20.0), spoil=silent, latency=0.001)
+    done = run(teacher, budget=0.3)
+    assert done.ended_by_budget
+    assert 0.2 < done.budget.spent <= 0.3
+    assert {row.cost for row in done.store.rows()} == {None}
+    assert done.tallies["requirements"].cost is None
+    assert done.store.totals().unpriced == sum(teacher.asked.values())
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_attempts_that_may_be_billed_are_charged(run: Label_, answered: bool) -> None:
+    """Timeouts and answers that nobody could read were made by a model all the same; a refused connection wasn't."""
+    tried = ("timeout", "unreadable", "no server", "http 429", "http 500", "http 504")
+    lost = tuple(Attempt(0.0, 0.1, outcome) for outcome in tried)
+
+    def fail(request: ChatRequest, reply: ChatReply) -> ChatReply:
+        if answered:
+            return replace(reply, attempts=(*lost, *reply.attempts))
+        raise ChatFailed("no answer: timeout", lost)
+
+    teacher = RubricChat(price=(20.0, 20.0), spoil=fail, latency=0.001, most_billed=4)
+    done = run(teacher, budget=0.5)
+    assert done.ended_by_budget
+    assert 0.2 < done.budget.spent <= 0.5
+    request = teacher.requests[0]
+    most = Price(20.0, 20.0).of(sum(len(m["content"].encode()) + 64 for m in request.messages), request.max_tokens)
+    # Three of the six, for questions that are more or less as long.
+    assert done.budget.spent > 2.5 * most * len(teacher.requests)
+    if not answered:
+        assert {row.cost for row in done.store.rows()} == {None}
+
+
+@pytest.mark.parametrize("end", ["budget", "key", "fault", "timeout"])
+def test_an_answer_whose_correction_is_not_to_be_had_is_kept_and_goes_on_there(
+    run: Label_, pairs: list[Pair], end: str
+) -> None:
+    """What was paid for stays on record, and isn't paid for again."""
+
+    def spoil(request: ChatRequest, reply: ChatReply) -> ChatReply:
+        if len(request.messages) == 2:
+            return replace(reply, text="I think so.")
+        if end == "key":
+            raise ChatFailed("The server doesn't accept the key.", (Attempt(0.0, 0.1, "http 401"),), stop=True)
+        if end == "timeout":
+            raise ChatFailed("no answer: timeout", (Attempt(0.0, 0.1, "timeout"),))
+        raise RuntimeError("a fault of the plugin")
+
+    price = (20.0, 20.0)
+    first = RubricChat(spoil=spoil, max_in_flight=1, price=price)
+    if end == "budget":
+        # Enough for one question, and for none with an answer and its correction beside it.
+        first.spoil = lambda request, reply: replace(spoil(request, reply), prompt_tokens=3000)
+        begun = run(first, budget=0.12)
+        assert begun.ended_by_budget
+    elif end == "timeout":
+        begun = run(first)
+    else:
+        with pytest.raises(UserError):
+            run(first)
+        begun = run(RubricChat(price=price), go=False)
+    row = next(iter(begun.store.rows("requirements")))
+    assert (row.state, row.reason, row.raw, row.repairs) == ("quarantined", "no JSON object", "I think so.", 0)
+    assert row.completion_tokens == 20
+    assert begun.store.totals().answers == sum(begun.store.counts().values())
+    if end == "key":
+        assert [attempt.outcome for attempt in begun.store.attempts(row.key)] == ["ok", "http 401"]
+
+    second = RubricChat(price=price)
+    done = run(second)
+    assert [message["role"] for message in second.requests[0].messages] == ["system", "user", "assistant", "user"]
+    assert second.requests[0].messages[2]["content"] == "I think so."
+    assert all(isinstance(done.label(pair), Label) for pair in pairs)
+    again = next(kept for kept in done.store.rows("requirements") if kept.key == row.key)
+    assert (again.state, again.repairs, again.completion_tokens) == ("ok", 1, 20)
+    assert done.tallies["requirements"].repairs >= 1
+
+
+def test_an_answer_that_is_corrected_often_enough_stays_in_quarantine(run: Label_) -> None:
+    def fail(request: ChatRequest, reply: ChatReply) -> ChatReply:
+        if len(request.messages) > 2:
+            raise ChatFailed("no answer: timeout")
+        return replace(reply, text="no")
+
+    run(RubricChat(spoil=fail), repair_turns=1)
+    without = RubricChat()
+    run(without, repair_turns=0)
+    assert not without.asked
+
+
 def test_a_budget_needs_a_price(run: Label_) -> None:
     with pytest.raises(UserError, match="price isn't known"):
         run(RubricChat(), budget=1.0)
