@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from lantern_pl.data.pair import Pair
-from lantern_pl.data.records import read_labelled
+from lantern_pl.data.records import has_votes, read_labelled
 from lantern_pl.errors import CommandParser
 from lantern_pl.labelling.account import Tally
 from lantern_pl.labelling.answers import is_verbatim
@@ -53,7 +53,7 @@ def import_command(argv: list[str]) -> int:
                 tally.cached += 1
             if answered.reason:
                 tally.quarantined[answered.reason] += 1
-            labels.append(_label(pair, answered, task))
+            labels.append(_label(pair, answered, has_votes(row)))
         for future in waiting:
             future.result()
         about = {"teacher": {"name": options.teacher, "imported_from": options.file.name}}
@@ -97,14 +97,14 @@ def _answered(pair: Pair, row: dict[str, Any], teacher: str) -> Answered:
     )
 
 
-def _label(pair: Pair, answered: Answered, task: Task) -> Label | NoLabel:
+def _label(pair: Pair, answered: Answered, has_votes: bool) -> Label | NoLabel:
     if answered.parsed is None:
         return NoLabel(f"{STAGE}: {answered.reason}")
     return Label(
         level=answered.parsed["level"],
         explanation=answered.parsed["explanation"],
-        # Given votes are kept; a confidence has a column of its own.
-        votes=pair.level_probs if answered.parsed["confidence"] is None else None,
+        # What a pair's confidence was spread to isn't votes: it has a column of its own.
+        votes=pair.level_probs if has_votes else None,
         confidence=answered.parsed["confidence"],
         requirements=[
             {

@@ -18,7 +18,7 @@ from lantern_pl.labelling.account import Budget, Price
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.labels import NOT_ASKED, Label, NoLabel
 from lantern_pl.labelling.preflight import forecast
-from lantern_pl.labelling.staged import StagedRun
+from lantern_pl.labelling.staged import StagedRun, seed_of
 from lantern_pl.labelling.store import LabelStore
 from lantern_pl.tasks import Task
 from lantern_pl.tasks.guide import Guide
@@ -129,10 +129,12 @@ def test_a_stopped_run_goes_on(run: Label_, pairs: list[Pair]) -> None:
 
 
 def test_several_samples_become_votes(run: Label_, pairs: list[Pair]) -> None:
+    sample_of = {seed_of(0, sample): sample for sample in range(5)}
+
     def vary(request: ChatRequest, reply: ChatReply) -> ChatReply:
         answer = json.loads(reply.text)
         if "level" in answer:
-            answer["level"] = ["high", "low", "high", "medium", "low"][request.seed]
+            answer["level"] = ["high", "low", "high", "medium", "low"][sample_of[request.seed]]
         return replace(reply, text=json.dumps(answer))
 
     teacher = RubricChat(spoil=vary)
@@ -144,6 +146,36 @@ def test_several_samples_become_votes(run: Label_, pairs: list[Pair]) -> None:
     assert label.explanation == "Fits by low as the rubric says."
     assert teacher.asked["requirements,level,confidence"] == 5 * len(pairs)
     assert teacher.asked["explanation"] == len(pairs)
+
+
+@pytest.mark.parametrize(("readable", "labelled"), [(2, False), (3, True)])
+def test_the_few_samples_that_can_be_read_are_no_votes(
+    run: Label_, pairs: list[Pair], readable: int, labelled: bool
+) -> None:
+    """One of five would be a label of full certainty."""
+    good = [seed_of(0, sample) for sample in range(readable)]
+
+    def spoil(request: ChatRequest, reply: ChatReply) -> ChatReply:
+        return reply if request.seed in good or "level" not in reply.text else replace(reply, text="no")
+
+    done = run(RubricChat(spoil=spoil), samples=5, temperature=0.7, repair_turns=0)
+    for pair in pairs:
+        label = done.label(pair)
+        if labelled:
+            assert isinstance(label, Label)
+            assert sum(label.votes or ()) == readable
+        else:
+            assert label == NoLabel("judge: no more than half of the samples could be read")
+
+
+def test_another_seed_has_samples_of_its_own(run: Label_, pairs: list[Pair]) -> None:
+    asked = {}
+    for seed in (0, 1):
+        teacher = RubricChat()
+        run(teacher, samples=3, temperature=0.7, seed=seed)
+        asked[seed] = {request.seed for request in teacher.requests}
+        assert teacher.asked["requirements,level,confidence"] == 3 * len(pairs)
+    assert not asked[0] & asked[1]
 
 
 def test_a_bad_answer_is_asked_for_again_and_counted(run: Label_, pairs: list[Pair]) -> None:
