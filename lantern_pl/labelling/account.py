@@ -29,11 +29,21 @@ class Price:
         """The cost of so many tokens."""
         return (prompt_tokens * self.input + completion_tokens * self.output) / PER_MILLION
 
-    def of_reply(self, reply: ChatReply) -> float | None:
-        """What a reply has cost; None where it came without its tokens."""
-        if not (reply.prompt_tokens and reply.completion_tokens):
-            return None
-        return self.of(reply.prompt_tokens, reply.completion_tokens)
+    def of_answer(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """What an answer has cost; None where it came without its tokens, unless these cost nothing anyway."""
+        if self.is_nothing or (prompt_tokens and completion_tokens):
+            return self.of(prompt_tokens, completion_tokens)
+        return None
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.input == self.output == 0
+
+    def most(self, request: ChatRequest) -> float:
+        """What one answer to the question can cost, at most."""
+        # A token is at least one byte of UTF-8; some tokens of roles and templates come with each message.
+        longest = sum(len(message["content"].encode("utf-8", "surrogatepass")) + 64 for message in request.messages)
+        return self.of(longest, request.max_tokens)
 
 
 class OutOfBudget(Exception):
@@ -90,7 +100,7 @@ class Budget:
             raise UserError(f"budget is {limit}: give a number above 0.")
         self.limit = limit
         self.spent = 0.0
-        self._price = price
+        self.price = price
         self._set_aside = 0.0
         self._change = asyncio.Condition()
 
@@ -103,12 +113,10 @@ class Budget:
         that it can have cost. Raises OutOfBudget where waiting won't help.
         """
         outcomes: list[ChatReply | ChatFailed] = []
-        if self.limit is None or self._price is None:
+        if self.limit is None or self.price is None:
             yield outcomes
             return
-        # A token is at least one byte of UTF-8; some tokens of roles and templates come with each message.
-        longest = sum(len(message["content"].encode()) + 64 for message in request.messages)
-        most = self._price.of(longest, request.max_tokens)
+        most = self.price.most(request)
         async with self._change:
             while self.spent + self._set_aside + most * attempts > self.limit:
                 if not self._set_aside:
@@ -126,6 +134,6 @@ class Budget:
                 for outcome in outcomes:
                     self.spent += most * sum(attempt.may_be_billed for attempt in outcome.attempts)
                     if isinstance(outcome, ChatReply):
-                        known = self._price.of_reply(outcome)
+                        known = self.price.of_answer(outcome.prompt_tokens, outcome.completion_tokens)
                         self.spent += most if known is None else known
                 self._change.notify_all()

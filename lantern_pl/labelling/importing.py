@@ -12,7 +12,8 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.data.records import has_votes, read_labelled
 from lantern_pl.errors import CommandParser
 from lantern_pl.labelling.account import Tally
-from lantern_pl.labelling.answers import is_verbatim
+from lantern_pl.labelling.answers import BadAnswer, check_text
+from lantern_pl.labelling.evidence import is_verbatim
 from lantern_pl.labelling.export import export, show_report, write_report
 from lantern_pl.labelling.labels import Label, NoLabel
 from lantern_pl.labelling.purge import was_purged
@@ -65,7 +66,7 @@ def import_command(argv: list[str]) -> int:
 
 def _answered(pair: Pair, row: dict[str, Any], teacher: str) -> Answered:
     content = json.dumps([STAGE, teacher, row], sort_keys=True, ensure_ascii=False)
-    reason = "no level" if pair.level is None else None if (pair.explanation or "").strip() else "no explanation"
+    reason = _fault(pair)
     evidence = row.get("evidence") or []
     return Answered(
         key=hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest(),
@@ -95,6 +96,19 @@ def _answered(pair: Pair, row: dict[str, Any], teacher: str) -> Answered:
         teacher=teacher,
         seconds=0.0,
     )
+
+
+def _fault(pair: Pair) -> str | None:
+    """Why a row is no label, if it isn't."""
+    if pair.level is None:
+        return "no level"
+    if not (pair.explanation or "").strip():
+        return "no explanation"
+    try:
+        check_text(pair.explanation or "", {"job_text": pair.job_text, "candidate_text": pair.candidate_text})
+    except BadAnswer as bad:
+        return bad.reason
+    return None
 
 
 def _label(pair: Pair, answered: Answered, has_votes: bool) -> Label | NoLabel:

@@ -28,6 +28,7 @@ class Unit:
     subject: str
     pair: Pair
     sample: int
+    inputs: Mapping[str, str]
     request: ChatRequest
     key: str
 
@@ -124,7 +125,7 @@ class StagedRun:
         )
         # Alike texts of two persons are two questions: each is forgotten with its own person.
         key = hashlib.sha256(f"{request.key(self.teacher_key)} {subject}".encode()).hexdigest()
-        return Unit(stage, subject, pair, sample, request, key)
+        return Unit(stage, subject, pair, sample, inputs, request, key)
 
     # Asking
 
@@ -231,13 +232,14 @@ class StagedRun:
                 ) from None
             outcomes.append(reply)
         if reply.cost is None and self.teacher.price is not None:
-            reply = replace(reply, cost=Price(*self.teacher.price).of_reply(reply))
+            cost = Price(*self.teacher.price).of_answer(reply.prompt_tokens, reply.completion_tokens)
+            reply = replace(reply, cost=cost)
         return reply
 
     def _read(self, unit: Unit, reply: ChatReply) -> dict[str, Any]:
-        texts = {name: getattr(unit.pair, name) for name in TEXTS}
+        shown = {**{name: getattr(unit.pair, name) for name in TEXTS}, **unit.inputs}
         strict = self.teacher.follows_schema
-        return read_answer(reply.text, reply.finish_reason, unit.stage, self.levels, texts, strict)
+        return read_answer(reply.text, reply.finish_reason, unit.stage, self.levels, shown, strict)
 
     def _row(self, unit: Unit, turns: Turns) -> Answered:
         subject = self.config.guide.subject(unit.stage.name)

@@ -63,7 +63,9 @@ class Teacher:
         most_billed: how many of a question's attempts a provider may bill, at most: a budget sets their cost aside.
         follows_schema: whether the answers of `chat` are held to the question's schema, known once it's ready; where they
             aren't, they are read with more patience.
-        price: money per million tokens of questions and of answers, where it's known.
+        price: money per million tokens of questions and of answers, where it's known; 0 and 0 of one that computes in this
+            process.
+        max_new_tokens: the most tokens of an answer of `annotate`, where it's known: a budget sets their cost aside.
     """
 
     lantern_api: ClassVar[int]
@@ -81,6 +83,7 @@ class Teacher:
     most_billed: int = 1
     follows_schema: bool = False
     price: tuple[float, float] | None = None
+    max_new_tokens: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What makes this teacher's answers what they are (model, revision, settings): plain JSON values."""
