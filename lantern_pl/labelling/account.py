@@ -104,6 +104,11 @@ class Budget:
         self._set_aside = 0.0
         self._change = asyncio.Condition()
 
+    def charge(self, reply: ChatReply) -> None:
+        """Count a reply to a question that the teacher has asked for itself."""
+        if self.price is not None:
+            self.spent += self.price.of_answer(reply.prompt_tokens, reply.completion_tokens) or 0.0
+
     @asynccontextmanager
     async def question(self, request: ChatRequest, attempts: int = 1) -> AsyncIterator[list[ChatReply | ChatFailed]]:
         """Wait until the question can be paid for whatever the answer; the caller appends what came of it to the list it

@@ -35,6 +35,9 @@ def import_command(argv: list[str]) -> int:
     parser.add_argument("file", type=Path, help="annotated pairs: .jsonl, .parquet or a datasets folder")
     parser.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder for the store and labels.parquet")
     parser.add_argument("--teacher", required=True, metavar="NAME", help="who annotated them")
+    parser.add_argument(
+        "--levels-only", action="store_true", help="take levels without an explanation too, for students that only classify"
+    )
     parser.add_argument("--levels", default=",".join(Task().levels), help="worst first; default: %(default)s")
     options = parser.parse_args(argv)
     task = Task(levels=options.levels.split(","))
@@ -46,8 +49,8 @@ def import_command(argv: list[str]) -> int:
         rows = [(pair, row) for pair, row in rows if not was_purged(pair, store)]
         waiting = []
         for pair, row in rows:
-            answered = _answered(pair, row, options.teacher)
-            if store.get(answered.key) is None:
+            answered = _answered(pair, row, options.teacher, options.levels_only)
+            if (there := store.get(answered.key)) is None or (there.state, answered.state) == ("quarantined", "ok"):
                 waiting.append(store.put(answered, ()))
                 tally.asked += 1
             else:
@@ -64,9 +67,9 @@ def import_command(argv: list[str]) -> int:
     return 0
 
 
-def _answered(pair: Pair, row: dict[str, Any], teacher: str) -> Answered:
+def _answered(pair: Pair, row: dict[str, Any], teacher: str, levels_only: bool) -> Answered:
     content = json.dumps([STAGE, teacher, row], sort_keys=True, ensure_ascii=False)
-    reason = _fault(pair)
+    reason = _fault(pair, levels_only)
     evidence = row.get("evidence") or []
     return Answered(
         key=hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest(),
@@ -98,12 +101,12 @@ def _answered(pair: Pair, row: dict[str, Any], teacher: str) -> Answered:
     )
 
 
-def _fault(pair: Pair) -> str | None:
+def _fault(pair: Pair, levels_only: bool) -> str | None:
     """Why a row is no label, if it isn't."""
     if pair.level is None:
         return "no level"
     if not (pair.explanation or "").strip():
-        return "no explanation"
+        return None if levels_only else "no explanation"
     try:
         check_text(pair.explanation or "", {"job_text": pair.job_text, "candidate_text": pair.candidate_text})
     except BadAnswer as bad:

@@ -19,6 +19,9 @@ from lantern_pl.tasks.guide import TEXTS, Stage, compact
 from lantern_pl.tasks.schema import json_schema, model_of
 from lantern_pl.teachers.chat import ChatFailed, ChatReply, ChatRequest
 
+READY = "getting ready"
+"""Where the report has what the teacher has asked for itself."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -55,7 +58,7 @@ class StagedRun:
         self.levels = config.task.levels
         self.stages = config.guide.plan(self.levels)
         self.teacher = config.teacher
-        self.teacher_key = config.teacher.cache_key()
+        self.teacher_key = config.teacher.chat_key()
         self.tallies = {stage.name: Tally() for stage in self.stages}
         self.stopping = False
         self._failed: ChatFailed | None = None
@@ -135,7 +138,7 @@ class StagedRun:
         Ends early, with what is in flight answered and kept, once `stopping` is set or the budget is used up. Raises
         UserError where the teacher can't be used or the store can't be written.
         """
-        await self.teacher.get_ready_to_chat()
+        await self._get_ready(tell)
         try:
             for stage in self.stages:
                 tally = self.tallies[stage.name]
@@ -154,6 +157,16 @@ class StagedRun:
                     return
         finally:
             await self.teacher.close()
+
+    async def _get_ready(self, tell: Callable[[str, Tally], None]) -> None:
+        replies = await self.teacher.get_ready_to_chat()
+        if replies:
+            self.tallies = {READY: Tally(total=len(replies), asked=len(replies)), **self.tallies}
+            for reply in map(self._with_cost, replies):
+                self.budget.charge(reply)
+                self.tallies[READY].add(reply)
+                self.tallies[READY].attempts.update(attempt.outcome for attempt in reply.attempts)
+            tell(READY, self.tallies[READY])
 
     async def _work(
         self, stage: str, units: Iterator[Unit | None], tally: Tally, tell: Callable[[str, Tally], None]
@@ -231,9 +244,12 @@ class StagedRun:
                     "its own: a chat teacher says by ChatFailed that it got no answer."
                 ) from None
             outcomes.append(reply)
+        return self._with_cost(reply)
+
+    def _with_cost(self, reply: ChatReply) -> ChatReply:
         if reply.cost is None and self.teacher.price is not None:
             cost = Price(*self.teacher.price).of_answer(reply.prompt_tokens, reply.completion_tokens)
-            reply = replace(reply, cost=cost)
+            return replace(reply, cost=cost)
         return reply
 
     def _read(self, unit: Unit, reply: ChatReply) -> dict[str, Any]:

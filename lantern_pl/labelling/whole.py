@@ -191,7 +191,8 @@ class WholeRun:
                 check_text(item["requirement"], texts)
             check_quotes((("candidate_text", item["evidence"]) for item in answer.requirements if item["evidence"]), texts)
             wordings = "\n".join(item["requirement"] for item in answer.requirements)
-            check_text(answer.explanation or "", {**texts, "requirements": wordings})
+            shown = {**texts, "requirements": wordings} if self.config.verbatim_quotes else None
+            check_text(answer.explanation or "", shown)
         except BadAnswer as bad:
             return bad.reason
         return None

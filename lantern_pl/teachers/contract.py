@@ -94,6 +94,10 @@ class Teacher:
         canonical = json.dumps({"teacher": type(self).__name__, **self.identity()}, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
+    def chat_key(self) -> str:
+        """The same of its answers to `chat` alone: another one where settings of other capabilities don't change those."""
+        return self.cache_key()
+
     def to(self, device: torch.device) -> Self:
         """Make ready on a device. Called once before use; loading weights belongs here, not in `__init__`."""
         return self
@@ -111,8 +115,10 @@ class Teacher:
         matter. Raises ChatFailed where there is no answer, whose texts hold nothing of the question."""
         raise self._cannot("chat")
 
-    async def get_ready_to_chat(self) -> None:
-        """Called once, in the event loop, before the first `chat`: find out here what the server can do."""
+    async def get_ready_to_chat(self) -> Sequence[ChatReply] | None:
+        """Called once, in the event loop, before the first `chat`: find out here what the server can do. Returns what was
+        answered to questions of its own, which cost what others do."""
+        return None
 
     async def close(self) -> None:
         """Called in the event loop after the last `chat`: let go of connections."""

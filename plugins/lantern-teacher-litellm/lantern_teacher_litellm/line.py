@@ -84,6 +84,9 @@ class Line:
         ticket = await self.allowance.enter()
         try:
             await self._wait_for_rates(request)
+            while await self.allowance.outlast_hold():
+                # What the server wanted left alone meanwhile begins anew, at its rate and not all at once.
+                await self._wait_for_rates(request)
             started, clock = time.time(), time.perf_counter()
             outcome = await self._answer(question)
             said = outcome.outcome if isinstance(outcome, Failure) else "ok"

@@ -156,6 +156,13 @@ def test_no_malformed_answer_is_admitted(kind: str, tmp_path: Path) -> None:
         assert run.tallies["annotate"].quarantined == {reason: COUNT}
 
 
+def test_small_models_may_misquote_where_that_is_wanted(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "labels") as store:
+        run = whole(tmp_path, store, Writer(invented), verbatim_quotes=False)
+        run.run(lambda stage, tally: None)
+        assert all(isinstance(run.label(pair), Label) for pair in PAIRS)
+
+
 def test_good_answers_are_admitted_and_cost_what_their_tokens_do(tmp_path: Path) -> None:
     with LabelStore(tmp_path / "labels") as store:
         run = whole(tmp_path, store, Writer(price=(10.0, 20.0)))
