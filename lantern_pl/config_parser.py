@@ -42,7 +42,7 @@ class ConfigParser(ArgumentParser):
             parts.append(_plugins_by_kind())
         return "\n".join(parts)
 
-    def parse_args(self, args: Any = None, *rest: Any, **keys: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, *rest: Any, **keys: Any) -> Any:
         given = sys.argv[1:] if args is None else args
         return super().parse_args(as_declared(given, self._option_string_actions), *rest, **keys)
 

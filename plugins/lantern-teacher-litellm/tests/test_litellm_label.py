@@ -81,7 +81,7 @@ def test_a_server_that_fails_now_and_then_labels_all_pairs_and_is_paid_once(
 def test_a_budget_ends_a_run_whose_server_tells_no_tokens(tmp_path: Path, server: FaultServer) -> None:
     server.usual = lambda body, number: http(200, completion(json.dumps(answer_of(body)), usage=None))
     never = "--teacher.init_args.schema=never"
-    assert label(tmp_path, server.url, "openai/m", 6, never, "--budget=0.02") == 3
+    assert label(tmp_path, server.url, "openai/m", 6, never, "--budget=0.012") == 3
     asked = len(server.bodies)
     assert 0 < asked < 30
     assert label(tmp_path, server.url, "openai/m", 6, never) == 0
