@@ -132,7 +132,7 @@ def read_answer(
         if not all(sources.anywhere(passage) or own.anywhere(passage) for passage in claims(said)):
             raise BadAnswer(NO_EVIDENCE)
     _check_quotes(quotes(stage, parsed), sources)
-    if parsed.get("level") == levels[-1] and has_quotes(stage) and not any(True for _ in needed_quotes(stage, parsed)):
+    if "level" in parsed and parsed["level"] == levels[-1] and has_quotes(stage) and not any(needed_quotes(stage, parsed)):
         raise BadAnswer(UNSUPPORTED)
     _check_lists(stage, parsed, shown)
     return parsed
