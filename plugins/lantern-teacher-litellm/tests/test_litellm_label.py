@@ -100,6 +100,7 @@ def test_a_wrong_key_is_said_and_kept_on_record(
         assert store.totals().attempts == {"http 401": len(server.bodies)}
 
 
+@pytest.mark.timeout(900)
 def test_a_real_server_answers_in_the_form_of_each_stage(tmp_path: Path, llama_server: str) -> None:
     """Its answers have structure and no wisdom: what isn't right is in quarantine, for a reason."""
     limits = ["--teacher.init_args.max_in_flight=2", "--teacher.init_args.price=null", "--repair_turns=0", "--limit=1"]

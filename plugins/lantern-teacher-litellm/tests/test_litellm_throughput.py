@@ -21,7 +21,7 @@ def bench(folder: Path, *arguments: object) -> dict[str, Any]:
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
-    figures = bench(tmp_path, "--requests", 32, "--rounds", 2, "--in-flight", 16, "--latency", 0.05, "--memory", 80)
+    figures = bench(tmp_path, "--requests", 64, "--rounds", 2, "--in-flight", 16, "--latency", 0.5, "--memory", 80)
     assert figures["ratio"] > 0
     assert figures["ratio of CPU"] > 0
     assert figures["most open"] == 16
