@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import sys
 import typing
 from typing import Any
 
@@ -13,6 +14,7 @@ from lantern_pl import plugins
 from lantern_pl.config_errors import ConfigError, name_options
 from lantern_pl.config_file import check_yaml
 from lantern_pl.errors import UserError
+from lantern_pl.option_spelling import as_declared
 
 # What a config may name: nothing else is imported because a config says so. Plugins are let in one by one as they load.
 ALLOWED_IMPORTS = ["lantern_pl", "lightning", "torch.optim"]
@@ -39,6 +41,10 @@ class ConfigParser(ArgumentParser):
         if any(action.dest in ("model", "teacher") for action in self._actions):
             parts.append(_plugins_by_kind())
         return "\n".join(parts)
+
+    def parse_args(self, args: Any = None, *rest: Any, **keys: Any) -> Any:
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args(as_declared(given, self._option_string_actions), *rest, **keys)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         parsers = [self, *(parser for action in self._actions for parser in _subparsers(action))]

@@ -1,9 +1,12 @@
 """The one exception for what a user can put right: shown as a single message, exit code 2."""
 
 import argparse
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from lantern_pl.option_spelling import as_declared
 
 
 class UserError(Exception):
@@ -21,6 +24,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 class CommandParser(argparse.ArgumentParser):
     """argparse, whose errors are messages like all others: without a usage dump."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args(as_declared(given, self._option_string_actions), namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}. See {self.prog} --help.")

@@ -73,6 +73,7 @@ class RubricChat(Teacher):
     max_in_flight: int = 16
     follows_schema: bool = True
     price: tuple[float, float] | None = None
+    most_billed: int = 1
     asked: Counter[str] = field(default_factory=Counter)
     requests: list[ChatRequest] = field(default_factory=list)
     open: int = 0

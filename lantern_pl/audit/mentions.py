@@ -9,7 +9,7 @@ from lantern_pl.audit.data_files import FOLDER, read_yaml
 from lantern_pl.audit.findings import Finding, Kind, Table
 from lantern_pl.audit.intervals import wilson
 from lantern_pl.data.pair import Pair
-from lantern_pl.labelling.answers import is_verbatim
+from lantern_pl.labelling.evidence import is_verbatim
 
 _AROUND = 30
 _MAX_EXAMPLES = 10

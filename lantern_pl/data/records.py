@@ -7,7 +7,7 @@ A row is an object with these fields; others are allowed and ignored.
 | `job_text`, `candidate_text` | required text, not blank |
 | `level` | one of the task's levels |
 | `explanation` | text |
-| `pair_id`, `job_id`, `candidate_id` | text or whole numbers; made from a hash of the texts where missing |
+| `pair_id`, `job_id`, `candidate_id` | text or whole numbers, one text each; made from a hash of the texts where missing |
 | `votes` | how many annotators, or how much of a probability, chose each level, `{"low": 1, "high": 3}` |
 | `confidence` | probability of `level`, 0 to 1; the rest is spread evenly over the other levels |
 
@@ -54,6 +54,7 @@ def read_labelled(path: str | Path, task: Task, job_text: str = "job_text") -> l
     pairs: list[tuple[Pair, dict[str, Any]]] = []
     problems: list[str] = []
     seen: dict[str, str] = {}
+    texts: dict[tuple[str, str], tuple[str, str]] = {}
     for place, row in read_rows(Path(path)):
         try:
             if isinstance(row, BadRow):
@@ -62,6 +63,7 @@ def read_labelled(path: str | Path, task: Task, job_text: str = "job_text") -> l
             if seen.setdefault(pair.pair_id, place) != place:
                 same = "pair_id" if row.get("pair_id") is not None else "job and candidate"
                 raise BadRow(f"has the same {same} as {seen[pair.pair_id]}; to tell of several annotators, use votes")
+            _check_one_text(pair, place, texts)
             pairs.append((pair, row))
         except BadRow as error:
             problems.append(f"{place}: {error}")
@@ -74,6 +76,21 @@ def read_labelled(path: str | Path, task: Task, job_text: str = "job_text") -> l
     if not pairs:
         raise UserError(f"{path} holds no pairs: expected at least one row with job_text and candidate_text")
     return pairs
+
+
+def _check_one_text(pair: Pair, place: str, texts: dict[tuple[str, str], tuple[str, str]]) -> None:
+    """Raise BadRow where an id stands for two texts; `texts` is what each id stood for in earlier rows, and where."""
+    for name, ident, text in (
+        ("job_id", pair.job_id, pair.job_text),
+        ("candidate_id", pair.candidate_id, pair.candidate_text),
+    ):
+        digest = _digest(normalised(text))
+        known, earlier = texts.setdefault((name, ident), (digest, place))
+        if known != digest:
+            raise BadRow(
+                f"has the same {name} as {earlier}, but another text: what is read once for each id would be taken for "
+                "both. Give each text an id of its own, or leave the ids out"
+            )
 
 
 def fingerprint(pairs: Iterable[Pair]) -> str:
@@ -177,6 +194,11 @@ def _votes(row: Mapping[str, Any], task: Task) -> tuple[float, ...] | None:
     if not sum(counts):
         raise BadRow("votes are all zero: leave them out")
     return tuple(count / sum(counts) for count in counts)
+
+
+def has_votes(row: Mapping[str, Any]) -> bool:
+    """Whether a row that could be read gives votes, rather than a confidence or nothing."""
+    return any(count is not None for count in (row.get("votes") or {}).values())
 
 
 def _confidence(row: Mapping[str, Any], level: str | None, task: Task) -> tuple[float, ...] | None:

@@ -1,21 +1,11 @@
 """What can be checked of an explanation without a model: its form, and whether its quotes stand in the texts. Torch-free."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from lantern_pl.labelling.answers import is_verbatim
+from lantern_pl.labelling.evidence import is_verbatim, quoted
 from lantern_pl.tasks import Task
 
-# Straight, curly, low and angle marks. A single mark within a word is an apostrophe: it neither opens nor closes.
-_QUOTES = re.compile(
-    r'"(?P<straight>[^"\n]*)"'
-    r"|“(?P<curly>[^“”\n]*)”"
-    r"|„(?P<low>[^„“”\n]*)[“”]"
-    r"|«(?P<angle>[^«»\n]*)»"
-    r"|(?<!\w)'(?P<single>[^\s'](?:[^'\n]|(?<=\w)'(?=\w))*?)(?<!\s)'(?!\w)"
-    r"|(?<!\w)‘(?P<curly_single>[^\s‘’](?:[^‘’\n]|(?<=\w)’(?=\w))*?)(?<!\s)’(?!\w)"
-)
 # What a sentence may have put inside the marks, as American typography does: it isn't the quoted text's.
 _STOPS = ".,;:!?…"
 
@@ -50,7 +40,7 @@ class ExplanationCheck:
 def check_explanation(text: str, job_text: str, candidate_text: str, task: Task) -> ExplanationCheck:
     """Check the answer `text` about a pair.
 
-    A quote counts as found by `lantern_pl.labelling.answers.is_verbatim`: whole words, the same but for white space and
+    A quote counts as found by `lantern_pl.labelling.evidence.is_verbatim`: whole words, the same but for white space and
     hidden characters; a full stop or comma that the marks enclose may be left off.
     """
     answer = task.parse_answer(text)
@@ -63,11 +53,6 @@ def check_explanation(text: str, job_text: str, candidate_text: str, task: Task)
         explanation=answer.explanation if answer else None,
         quotes=quotes,
     )
-
-
-def quoted(text: str) -> list[str]:
-    """The passages of a text within quotation marks, in order."""
-    return [passage for match in _QUOTES.finditer(text) if (passage := match[match.lastgroup or 0].strip())]
 
 
 def _found_in(quote: str, job_text: str, candidate_text: str) -> Literal["candidate", "job"] | None:

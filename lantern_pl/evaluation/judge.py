@@ -161,7 +161,7 @@ async def _chatted(teacher: Teacher, question: Question) -> str | None:
                 raise
             return None
         try:
-            return str(read_answer(reply.text, reply.finish_reason, _STAGE, [], texts, teacher.follows_schema)["better"])
+            return str(read_answer(reply.text, reply.finish_reason, _STAGE, [], inputs, teacher.follows_schema)["better"])
         except BadAnswer as bad:
             said = {"role": "assistant", "content": reply.text}
             request = replace(request, messages=(*request.messages, said, *repair_messages(_STAGE, [], bad.reason)))

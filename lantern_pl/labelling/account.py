@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from lantern_pl.errors import UserError
-from lantern_pl.teachers.chat import ChatReply, ChatRequest
+from lantern_pl.teachers.chat import ChatFailed, ChatReply, ChatRequest
 
 PER_MILLION = 1e6
 
@@ -28,6 +28,22 @@ class Price:
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
         """The cost of so many tokens."""
         return (prompt_tokens * self.input + completion_tokens * self.output) / PER_MILLION
+
+    def of_answer(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """What an answer has cost; None where it came without its tokens, unless these cost nothing anyway."""
+        if self.is_nothing or (prompt_tokens and completion_tokens):
+            return self.of(prompt_tokens, completion_tokens)
+        return None
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.input == self.output == 0
+
+    def most(self, request: ChatRequest) -> float:
+        """What one answer to the question can cost, at most."""
+        # A token is at least one byte of UTF-8; some tokens of roles and templates come with each message.
+        longest = sum(len(message["content"].encode("utf-8", "surrogatepass")) + 64 for message in request.messages)
+        return self.of(longest, request.max_tokens)
 
 
 class OutOfBudget(Exception):
@@ -84,37 +100,45 @@ class Budget:
             raise UserError(f"budget is {limit}: give a number above 0.")
         self.limit = limit
         self.spent = 0.0
-        self._price = price
+        self.price = price
         self._set_aside = 0.0
         self._change = asyncio.Condition()
 
-    @asynccontextmanager
-    async def question(self, request: ChatRequest) -> AsyncIterator[list[ChatReply]]:
-        """Wait until the question can be paid for whatever the answer; the caller appends the reply to the list it gets.
+    def charge(self, reply: ChatReply) -> None:
+        """Count a reply to a question that the teacher has asked for itself."""
+        if self.price is not None:
+            self.spent += self.price.of_answer(reply.prompt_tokens, reply.completion_tokens) or 0.0
 
-        A question that failed without a reply is taken to have cost nothing. Raises OutOfBudget where waiting won't help.
+    @asynccontextmanager
+    async def question(self, request: ChatRequest, attempts: int = 1) -> AsyncIterator[list[ChatReply | ChatFailed]]:
+        """Wait until the question can be paid for whatever the answer; the caller appends what came of it to the list it
+        gets. `attempts` is how many may be billed.
+
+        A reply without its tokens, and each attempt that may be billed although nothing came of it, counts with the most
+        that it can have cost. Raises OutOfBudget where waiting won't help.
         """
-        replies: list[ChatReply] = []
-        if self.limit is None or self._price is None:
-            yield replies
+        outcomes: list[ChatReply | ChatFailed] = []
+        if self.limit is None or self.price is None:
+            yield outcomes
             return
-        # A token is at least one byte of UTF-8; some tokens of roles and templates come with each message.
-        longest = sum(len(message["content"].encode()) + 64 for message in request.messages)
-        most = self._price.of(longest, request.max_tokens)
+        most = self.price.most(request)
         async with self._change:
-            while self.spent + self._set_aside + most > self.limit:
+            while self.spent + self._set_aside + most * attempts > self.limit:
                 if not self._set_aside:
                     raise OutOfBudget
                 await self._change.wait()
-            self._set_aside += most
+            self._set_aside += most * attempts
         try:
-            yield replies
+            yield outcomes
         finally:
             async with self._change:
                 # Rounding could leave a trace of what was set aside, and nobody would be left to wait for.
-                self._set_aside = max(0.0, self._set_aside - most)
+                self._set_aside = max(0.0, self._set_aside - most * attempts)
                 if self._set_aside < 1e-12:
                     self._set_aside = 0.0
-                for reply in replies:
-                    self.spent += self._price.of(reply.prompt_tokens, reply.completion_tokens)
+                for outcome in outcomes:
+                    self.spent += most * sum(attempt.may_be_billed for attempt in outcome.attempts)
+                    if isinstance(outcome, ChatReply):
+                        known = self.price.of_answer(outcome.prompt_tokens, outcome.completion_tokens)
+                        self.spent += most if known is None else known
                 self._change.notify_all()

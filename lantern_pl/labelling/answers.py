@@ -8,7 +8,22 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from lantern_pl.tasks.schema import MAX_ITEMS, MAX_QUOTE, MAX_TEXT, Items, form, kind_of, model_of, quotes
+from lantern_pl.labelling.evidence import Sources, claims
+from lantern_pl.labelling.refusals import holds_refusal, is_refusal
+from lantern_pl.tasks.schema import (
+    MAX_ITEMS,
+    MAX_QUOTE,
+    MAX_TEXT,
+    Items,
+    form,
+    has_quotes,
+    kind_of,
+    model_of,
+    needed_quotes,
+    own_words,
+    quotes,
+    says_something,
+)
 from lantern_pl.tasks.stage import Stage
 from lantern_pl.tasks.untrusted import same_writing, visible
 
@@ -35,7 +50,9 @@ WRONG_LEVEL = "wrong level"
 WRONG_WORD = "wrong word"
 OUT_OF_RANGE = "out of range"
 BLANK = "blank text"
+OTHER_ITEMS = "another list than the given one"
 NO_EVIDENCE = "evidence isn't in the text"
+UNSUPPORTED = "the best level without evidence"
 
 _REPAIRS = {
     TRUNCATED: "It was cut off before its end. Say less.",
@@ -57,6 +74,8 @@ _REPAIRS = {
     WRONG_WORD: "A word must be one of those in the form, in the same spelling.",
     OUT_OF_RANGE: "A number must be from 0 to 1.",
     BLANK: "A text is empty.",
+    OTHER_ITEMS: "A list must have each item of the given one, once and in the given wording, and no other.",
+    UNSUPPORTED: "The best level needs something that is met, with a quote of the text that shows it.",
     NO_EVIDENCE: (
         "A quote doesn't stand in the text. Copy whole words exactly, in one unbroken passage; where there is nothing to "
         "quote, the form's other values say so."
@@ -65,19 +84,6 @@ _REPAIRS = {
 REASONS = tuple(_REPAIRS)
 """All reasons for which an answer isn't read."""
 
-_REFUSAL = re.compile(
-    r"\W{0,20}(?:(?:i ?['’]?m|i am|we are|we['’]re)\s+(?:really |very |so |truly )?sorry|sorry|(?:my |i "
-    r")apologi[sz]e?s?|unfortunately"
-    r"|as an? (?:ai|artificial|large|language)\b|i(?: am|['’]m)? (?:can ?not|can['’]?t|won['’]?t|will not|unable|not "
-    r"able|not "
-    r"comfortable|must decline|have to decline|decline|do not feel|don['’]t feel)).{0,80}?"
-    r"\b(?:help|assist|comply|compl(?:ete|eting)|provid(?:e|ing)|fulfil\w*|answer(?:ing)?|continue|engage|"
-    r"process(?:ing)?|participate"
-    r"|evaluat(?:e|ing)|judg(?:e|ing)|assess(?:ing)?|rat(?:e|ing)|discuss|do that|do this|requests?|with that|decline|"
-    r"assessments?"
-    r"|ai|language model)\b",
-    re.IGNORECASE | re.DOTALL,
-)
 _THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _FENCE = "```"
 _STRUCTURE = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
@@ -92,16 +98,17 @@ class BadAnswer(Exception):
 
 
 def read_answer(
-    text: str, finish_reason: str, stage: Stage, levels: Sequence[str], texts: Mapping[str, str], strict: bool
+    text: str, finish_reason: str, stage: Stage, levels: Sequence[str], shown: Mapping[str, str], strict: bool
 ) -> dict[str, Any]:
     """The fields of an answer to a stage.
 
-    texts: what quotes must stand in, by name.
+    shown: the two texts, and answers of other stages that this one reads, as `guide.compact` writes them, by name.
     strict: whether the answer must be the JSON object and nothing else, as of a server that honours schemas. Otherwise
         one object amid prose, in a whole code fence or after a model's thoughts is read, too.
 
     Raises BadAnswer where the answer isn't complete, isn't one JSON object of the stage's form, holds characters that
-    can't be seen, or quotes what isn't in the text.
+    can't be seen, refuses in any of its fields, quotes what isn't in the text, gives the best level without evidence, or
+    has another list than the one that it should go through.
     """
     if finish_reason != "stop":
         raise BadAnswer({"length": TRUNCATED, "content_filter": REFUSED}.get(finish_reason, UNFINISHED))
@@ -114,27 +121,59 @@ def read_answer(
     if any(visible(string) != string for string in _strings(found)):
         raise BadAnswer(HIDDEN)
     parsed = _checked(found, stage, levels)
-    for name, declared in stage.output.items():
-        if declared == "text" and _REFUSAL.match(parsed[name]):
+    sources = Sources(shown)
+    lists = {name: value for name, value in parsed.items() if isinstance(value, list)}
+    own = Sources({"": "\n".join(_strings(lists))})
+    for said, in_list in own_words(stage, parsed):
+        # A list may repeat what a person says of themselves, such as that they can't travel.
+        if is_refusal(said) and not (in_list and sources.anywhere(said)):
             raise BadAnswer(REFUSED)
-    check_quotes(quotes(stage, parsed), texts)
+        # What an explanation quotes may also be a requirement as the list beside it words it.
+        if not all(sources.anywhere(passage) or own.anywhere(passage) for passage in claims(said)):
+            raise BadAnswer(NO_EVIDENCE)
+    _check_quotes(quotes(stage, parsed), sources)
+    if "level" in parsed and parsed["level"] == levels[-1] and has_quotes(stage) and not any(needed_quotes(stage, parsed)):
+        raise BadAnswer(UNSUPPORTED)
+    _check_lists(stage, parsed, shown)
     return parsed
+
+
+def check_text(text: str, shown: Mapping[str, str] | None) -> None:
+    """Raise BadAnswer unless a text that a teacher has written says something, shows all its characters, is no refusal, and
+    puts into quotation marks only what stands in a text that it was shown; None: whatever that was."""
+    if visible(text) != text:
+        raise BadAnswer(HIDDEN)
+    if not says_something(text):
+        raise BadAnswer(BLANK)
+    if is_refusal(text):
+        raise BadAnswer(REFUSED)
+    if shown is not None and not all(map(Sources(shown).anywhere, claims(text))):
+        raise BadAnswer(NO_EVIDENCE)
 
 
 def check_quotes(quoted: Iterable[tuple[str, str]], texts: Mapping[str, str]) -> None:
     """Raise BadAnswer unless each quote, given with its text's name, `is_verbatim` in that text."""
-    written: dict[str, str] = {}
-    for name, quote in quoted:
-        if name not in written:
-            written[name] = same_writing(texts[name])
-        if not _stands_in(quote, written[name]):
-            raise BadAnswer(NO_EVIDENCE)
+    _check_quotes(quoted, Sources(texts))
 
 
-def is_verbatim(quote: str, text: str) -> bool:
-    """Whether the quote is a passage of the text: at least two characters, no word cut through, the same but for white
-    space, hidden characters and how a character is composed."""
-    return _stands_in(quote, same_writing(text))
+def _check_quotes(quoted: Iterable[tuple[str, str]], sources: Sources) -> None:
+    if not all(sources.has(quote, name) for name, quote in quoted):
+        raise BadAnswer(NO_EVIDENCE)
+
+
+def _check_lists(stage: Stage, parsed: Mapping[str, Any], shown: Mapping[str, str]) -> None:
+    """Raise BadAnswer unless each list goes through the one that it's declared to go through."""
+    for name, declared in stage.output.items():
+        kind = kind_of(declared, name)
+        if isinstance(kind, Items) and kind.for_each is not None and kind.wording is not None:
+            given = json.loads(shown[kind.for_each])[name]
+            there, wanted = ({_same_item(item[kind.wording]) for item in items} for items in (parsed[name], given))
+            if there != wanted or len(parsed[name]) > len(given):
+                raise BadAnswer(OTHER_ITEMS)
+
+
+def _same_item(wording: str) -> str:
+    return same_writing(wording).casefold().strip(" .,;:-–—*•\"'")
 
 
 def repair_messages(stage: Stage, levels: Sequence[str], reason: str) -> tuple[dict[str, str], ...]:
@@ -147,25 +186,6 @@ def repair_messages(stage: Stage, levels: Sequence[str], reason: str) -> tuple[d
     return ({"role": "user", "content": content},)
 
 
-def _stands_in(quote: str, written: str) -> bool:
-    quote = same_writing(quote)
-    if len(quote) < 2 or not any(character.isalnum() for character in quote):
-        return False
-    place = written.find(quote)
-    while place >= 0:
-        end = place + len(quote)
-        if not (_is_cut(written[max(place - 1, 0) : place], quote[0]) or _is_cut(quote[-1], written[end : end + 1])):
-            return True
-        place = written.find(quote, place + 1)
-    return False
-
-
-def _is_cut(before: str, after: str) -> bool:
-    """Whether a word goes on from one character, or none, to the next."""
-    # Thai, Han and others write words without gaps: there, a quote may begin and end anywhere.
-    return all(character.isalnum() and character < "\u0e00" for character in (before, after))
-
-
 def _read_object(text: str, strict: bool) -> Any:
     start = 0
     if not strict:
@@ -173,7 +193,7 @@ def _read_object(text: str, strict: bool) -> Any:
         start = thoughts.end() if thoughts else 0
     place = text.find("{", start)
     if place < 0:
-        raise BadAnswer(REFUSED if _REFUSAL.search(text) else NO_OBJECT)
+        raise BadAnswer(REFUSED if holds_refusal(text) else NO_OBJECT)
     _check_depth(text[place:])
     try:
         found, end = _DECODER.raw_decode(text, place)
@@ -187,7 +207,7 @@ def _read_object(text: str, strict: bool) -> Any:
     if (strict and (before or after)) or any(bracket in before + after for bracket in "[]}"):
         raise BadAnswer(MORE_THAN_OBJECT)
     _check_fence(before, after)
-    if _REFUSAL.search(before) or _REFUSAL.search(after):
+    if holds_refusal(before) or holds_refusal(after):
         raise BadAnswer(REFUSED)
     return found
 

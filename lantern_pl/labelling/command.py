@@ -22,7 +22,7 @@ from lantern_pl.labelling.account import Budget, Price
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.display import Display
 from lantern_pl.labelling.export import export, pair_flags, show_report, write_report
-from lantern_pl.labelling.preflight import confirm, forecast, show
+from lantern_pl.labelling.preflight import confirm, forecast, show, show_whole
 from lantern_pl.labelling.purge import was_purged
 from lantern_pl.labelling.staged import StagedRun
 from lantern_pl.labelling.store import LabelStore
@@ -59,9 +59,10 @@ def label_command(argv: list[str]) -> int:
                 console.print("Nothing was asked.")
                 return 0
         else:
-            run = WholeRun(config, pairs, store, options.retry_quarantined)
-            left = sum(1 for _ in run.unanswered())
-            console.print(f"{left:,} of {len(pairs):,} pairs to label, in this process: that costs time and no money.")
+            run = WholeRun(config, pairs, store, budget, options.retry_quarantined)
+            if show_whole(run, console) and not confirm(options.yes, config.budget):
+                console.print("Nothing was asked.")
+                return 0
         began = time.perf_counter()
         failure = _run(run, console)
         labels = (run.label(pair) for pair in pairs)
@@ -70,7 +71,7 @@ def label_command(argv: list[str]) -> int:
     show_report(report, folder, console)
     if failure is not None:
         raise failure
-    if isinstance(run, StagedRun) and run.ended_by_budget:
+    if run.ended_by_budget:
         console.print(
             f"The budget of {config.budget} has ended the run with {budget.spent:.4f} spent; go on with: --budget MORE"
         )

@@ -34,6 +34,9 @@ class LabelConfig:
     """How often a chat teacher may correct an answer that can't be read."""
     explain: bool = True
     """false: levels alone, from a teacher that can `level_probs`; many times faster than text."""
+    verbatim_quotes: bool = True
+    """Of teachers that aren't asked in stages: whether an explanation is no label where it puts words into quotation marks
+    that stand in neither text. false keeps those of a small model, whose students then learn to misquote as well."""
     exclude_flagged: bool = False
     """Leave out pairs whose texts hold invisible characters or known attempts at injection; they are flagged anyway."""
     limit: int | None = None

@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from lantern_pl.data.pair import Pair
-from lantern_pl.data.records import read_labelled
+from lantern_pl.data.records import has_votes, read_labelled
 from lantern_pl.errors import CommandParser
 from lantern_pl.labelling.account import Tally
-from lantern_pl.labelling.answers import is_verbatim
+from lantern_pl.labelling.answers import BadAnswer, check_text
+from lantern_pl.labelling.evidence import is_verbatim
 from lantern_pl.labelling.export import export, show_report, write_report
 from lantern_pl.labelling.labels import Label, NoLabel
 from lantern_pl.labelling.purge import was_purged
@@ -34,6 +35,9 @@ def import_command(argv: list[str]) -> int:
     parser.add_argument("file", type=Path, help="annotated pairs: .jsonl, .parquet or a datasets folder")
     parser.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder for the store and labels.parquet")
     parser.add_argument("--teacher", required=True, metavar="NAME", help="who annotated them")
+    parser.add_argument(
+        "--levels-only", action="store_true", help="take levels without an explanation too, for students that only classify"
+    )
     parser.add_argument("--levels", default=",".join(Task().levels), help="worst first; default: %(default)s")
     options = parser.parse_args(argv)
     task = Task(levels=options.levels.split(","))
@@ -45,15 +49,15 @@ def import_command(argv: list[str]) -> int:
         rows = [(pair, row) for pair, row in rows if not was_purged(pair, store)]
         waiting = []
         for pair, row in rows:
-            answered = _answered(pair, row, options.teacher)
-            if store.get(answered.key) is None:
+            answered = _answered(pair, row, options.teacher, options.levels_only)
+            if (there := store.get(answered.key)) is None or (there.state, answered.state) == ("quarantined", "ok"):
                 waiting.append(store.put(answered, ()))
                 tally.asked += 1
             else:
                 tally.cached += 1
             if answered.reason:
                 tally.quarantined[answered.reason] += 1
-            labels.append(_label(pair, answered, task))
+            labels.append(_label(pair, answered, has_votes(row)))
         for future in waiting:
             future.result()
         about = {"teacher": {"name": options.teacher, "imported_from": options.file.name}}
@@ -63,9 +67,9 @@ def import_command(argv: list[str]) -> int:
     return 0
 
 
-def _answered(pair: Pair, row: dict[str, Any], teacher: str) -> Answered:
+def _answered(pair: Pair, row: dict[str, Any], teacher: str, levels_only: bool) -> Answered:
     content = json.dumps([STAGE, teacher, row], sort_keys=True, ensure_ascii=False)
-    reason = "no level" if pair.level is None else None if (pair.explanation or "").strip() else "no explanation"
+    reason = _fault(pair, levels_only)
     evidence = row.get("evidence") or []
     return Answered(
         key=hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest(),
@@ -97,14 +101,27 @@ def _answered(pair: Pair, row: dict[str, Any], teacher: str) -> Answered:
     )
 
 
-def _label(pair: Pair, answered: Answered, task: Task) -> Label | NoLabel:
+def _fault(pair: Pair, levels_only: bool) -> str | None:
+    """Why a row is no label, if it isn't."""
+    if pair.level is None:
+        return "no level"
+    if not (pair.explanation or "").strip():
+        return None if levels_only else "no explanation"
+    try:
+        check_text(pair.explanation or "", {"job_text": pair.job_text, "candidate_text": pair.candidate_text})
+    except BadAnswer as bad:
+        return bad.reason
+    return None
+
+
+def _label(pair: Pair, answered: Answered, has_votes: bool) -> Label | NoLabel:
     if answered.parsed is None:
         return NoLabel(f"{STAGE}: {answered.reason}")
     return Label(
         level=answered.parsed["level"],
         explanation=answered.parsed["explanation"],
-        # Given votes are kept; a confidence has a column of its own.
-        votes=pair.level_probs if answered.parsed["confidence"] is None else None,
+        # What a pair's confidence was spread to isn't votes: it has a column of its own.
+        votes=pair.level_probs if has_votes else None,
         confidence=answered.parsed["confidence"],
         requirements=[
             {

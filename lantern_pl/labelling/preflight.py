@@ -12,6 +12,7 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 from lantern_pl.labelling.account import Price
 from lantern_pl.labelling.staged import StagedRun
+from lantern_pl.labelling.whole import WholeRun
 from lantern_pl.tasks.stage import Stage
 from lantern_pl.teachers.chat import ChatRequest
 
@@ -105,6 +106,25 @@ def show(rows: Sequence[StageForecast], price: Price | None, budget: float | Non
     if budget is not None:
         line += f" The run ends before it has spent {budget:,.4f}."
     console.print(line, soft_wrap=True)
+
+
+def show_whole(run: WholeRun, console: Console) -> bool:
+    """Say what labelling whole pairs takes. Whether that is, or may be, money."""
+    left = list(run.unanswered())
+    line = f"{len(left):,} of {len(run.pairs):,} pairs to label"
+    if run.price is not None and run.price.is_nothing:
+        console.print(f"{line}, in this process: that costs time and no money.")
+        return False
+    tokens = sum(map(_tokens, map(run.request, left)))
+    line += f", about {tokens:,.0f} tokens to read."
+    if run.price is None:
+        line += " The teacher's price isn't known, so the cost isn't: it's not nothing."
+    elif run.teacher.max_new_tokens is None:
+        line += f" About {run.price.of(tokens, 0):,.4f} for reading; what the answers cost isn't known."
+    else:
+        line += f" At most {run.price.of(tokens, len(left) * run.teacher.max_new_tokens):,.4f}."
+    console.print(line, soft_wrap=True)
+    return bool(left)
 
 
 def confirm(yes: bool, budget: float | None) -> bool:

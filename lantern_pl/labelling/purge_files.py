@@ -6,12 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lantern_pl.errors import UserError
 from lantern_pl.labelling.store_rows import Kind
 from lantern_pl.private_files import write_private
 
 _FIELDS: Mapping[str, Kind] = {"job_id": "job", "candidate_id": "candidate", "resume_id": "candidate", "pair_id": "pair"}
 _UNFINISHED = re.compile(r".+\.part|\..+\.(jsonl|parquet)\..+")
 """What lantern-pl calls a file until it's whole."""
+
+_OF_SIGNALS = re.compile(
+    r"(?:shard-\d{5,}|head)\.safetensors|(?:manifest|unfinished)\.json|\.(?:shard-|head|manifest|unfinished).+"
+)
+"""The files of a signal set, and what they're called until they're whole."""
 
 Ids = Mapping[Kind, str]
 
@@ -26,6 +32,31 @@ def delete_unfinished(folder: Path) -> None:
     for path in _files(folder):
         if _UNFINISHED.fullmatch(path.name):
             path.unlink()
+
+
+def delete_signal_set(folder: Path) -> int:
+    """Delete what `lantern cache` has written into a folder, and the folder if nothing else is in it; returns how many files
+    that was. Raises UserError where other files of these kinds could be meant."""
+    if not folder.is_dir():
+        return 0
+    own = [path for path in folder.iterdir() if _OF_SIGNALS.fullmatch(path.name)]
+    states = [path for path in own if path.suffix == ".json"]
+    if (not states and own) or not all(_tells_of_signals(path) for path in states):
+        raise UserError(f"{folder} holds no signal set, of `lantern cache`: nothing is deleted there.")
+    # The states last: where this is interrupted, it's still known what the rest is.
+    for path in sorted(own, key=lambda path: path.suffix == ".json"):
+        path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+    return len(own)
+
+
+def _tells_of_signals(path: Path) -> bool:
+    try:
+        state = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(state, dict) and {"teacher", "shards"} <= ({*state, *state.get("settings", {})})
 
 
 class Export:

@@ -10,18 +10,17 @@ from typing import Any
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 from lantern_pl.labelling.account import Budget, OutOfBudget, Price, Tally
-from lantern_pl.labelling.answers import REFUSED, TRUNCATED, BadAnswer, read_answer, repair_messages
+from lantern_pl.labelling.answers import read_answer
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.labels import NOT_ASKED, Label, NoLabel, majority
 from lantern_pl.labelling.store import Answered, LabelStore
+from lantern_pl.labelling.turns import Turns, is_unfinished
 from lantern_pl.tasks.guide import TEXTS, Stage, compact
 from lantern_pl.tasks.schema import json_schema, model_of
-from lantern_pl.teachers.chat import Attempt, ChatFailed, ChatReply, ChatRequest
+from lantern_pl.teachers.chat import ChatFailed, ChatReply, ChatRequest
 
-FAILED = "failed"
-"""The finish reason of a question that got no answer at all: it's asked again in the next run."""
-INCURABLE = frozenset({TRUNCATED, REFUSED})
-"""What another turn wouldn't put right."""
+READY = "getting ready"
+"""Where the report has what the teacher has asked for itself."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Unit:
     subject: str
     pair: Pair
     sample: int
+    inputs: Mapping[str, str]
     request: ChatRequest
     key: str
 
@@ -58,7 +58,7 @@ class StagedRun:
         self.levels = config.task.levels
         self.stages = config.guide.plan(self.levels)
         self.teacher = config.teacher
-        self.teacher_key = config.teacher.cache_key()
+        self.teacher_key = config.teacher.chat_key()
         self.tallies = {stage.name: Tally() for stage in self.stages}
         self.stopping = False
         self._failed: ChatFailed | None = None
@@ -124,11 +124,11 @@ class StagedRun:
             schema=self._schemas[stage.name],
             temperature=self.config.temperature,
             max_tokens=stage.max_tokens,
-            seed=self.config.seed + sample,
+            seed=seed_of(self.config.seed, sample),
         )
         # Alike texts of two persons are two questions: each is forgotten with its own person.
         key = hashlib.sha256(f"{request.key(self.teacher_key)} {subject}".encode()).hexdigest()
-        return Unit(stage, subject, pair, sample, request, key)
+        return Unit(stage, subject, pair, sample, inputs, request, key)
 
     # Asking
 
@@ -138,7 +138,7 @@ class StagedRun:
         Ends early, with what is in flight answered and kept, once `stopping` is set or the budget is used up. Raises
         UserError where the teacher can't be used or the store can't be written.
         """
-        await self.teacher.get_ready_to_chat()
+        await self._get_ready(tell)
         try:
             for stage in self.stages:
                 tally = self.tallies[stage.name]
@@ -158,6 +158,16 @@ class StagedRun:
         finally:
             await self.teacher.close()
 
+    async def _get_ready(self, tell: Callable[[str, Tally], None]) -> None:
+        replies = await self.teacher.get_ready_to_chat()
+        if replies:
+            self.tallies = {READY: Tally(total=len(replies), asked=len(replies)), **self.tallies}
+            for reply in map(self._with_cost, replies):
+                self.budget.charge(reply)
+                self.tallies[READY].add(reply)
+                self.tallies[READY].attempts.update(attempt.outcome for attempt in reply.attempts)
+            tell(READY, self.tallies[READY])
+
     async def _work(
         self, stage: str, units: Iterator[Unit | None], tally: Tally, tell: Callable[[str, Tally], None]
     ) -> None:
@@ -172,14 +182,13 @@ class StagedRun:
                     tally.quarantined[row.reason or ""] += 1
             else:
                 try:
-                    await self._ask(unit, tally)
+                    await self._ask(unit, row, tally)
                 except OutOfBudget:
                     self._out_of_budget = self.stopping = True
                     return
                 except ChatFailed as failed:
                     self._failed, self.stopping = failed, True
                     return
-                tally.asked += 1
             tell(stage, tally)
 
     def is_settled(self, key: str) -> bool:
@@ -187,51 +196,46 @@ class StagedRun:
         return self._settled(self.store.get(key))
 
     def _settled(self, row: Answered | None) -> bool:
-        if row is None or row.finish_reason == FAILED:
+        if row is None or is_unfinished(row, self.config.repair_turns):
             return False
         return row.state == "ok" or not self.retry_quarantined
 
-    async def _ask(self, unit: Unit, tally: Tally) -> None:
-        """Ask, read, let the teacher correct itself, and keep what came of it. Raises OutOfBudget, and ChatFailed where
-        nothing else could be answered either."""
-        request = unit.request
-        replies: list[ChatReply] = []
-        attempts: list[Attempt] = []
-        parsed, reason = None, None
-        for _ in range(self.config.repair_turns + 1):
-            try:
-                reply = await self._chat(request)
-            except ChatFailed as failed:
-                if failed.stop:
-                    raise
-                attempts += failed.attempts
-                reason = failed.reason
-                if not replies:
-                    replies.append(ChatReply("", FAILED, cost=None if failed.attempts else 0.0))
-                break
-            replies.append(reply)
-            attempts += reply.attempts
+    async def _ask(self, unit: Unit, before: Answered | None, tally: Tally) -> None:
+        """Ask, read, let the teacher correct itself, and keep what came of it, also where the run ends in the middle.
+        Raises OutOfBudget, and ChatFailed where nothing else could be answered either."""
+        turns = Turns(unit.stage, self.levels, unit.request, before)
+        try:
+            while turns.go_on(self.config.repair_turns):
+                turns.take(await self._chat(turns.request), lambda reply: self._read(unit, reply))
+        except ChatFailed as failed:
+            turns.fail(failed)
+            if failed.stop:
+                raise
+        except BaseException:
+            turns.leave()
+            raise
+        finally:
+            if turns.has_news:
+                await self._keep(unit, turns, tally)
+
+    async def _keep(self, unit: Unit, turns: Turns, tally: Tally) -> None:
+        for reply in turns.replies:
             tally.add(reply)
-            try:
-                parsed, reason = self._read(unit, reply), None
-                break
-            except BadAnswer as bad:
-                reason = bad.reason
-                if reason in INCURABLE:
-                    break
-                asked_again = repair_messages(unit.stage, self.levels, reason)
-                request = replace(request, messages=(*request.messages, _said(reply.text), *asked_again))
-        tally.attempts.update(attempt.outcome for attempt in attempts)
-        tally.repairs += len(replies) - 1
-        if reason is not None:
-            tally.quarantined[reason] += 1
-        await asyncio.wrap_future(self.store.put(self._row(unit, replies, attempts, parsed, reason), attempts))
+        tally.attempts.update(attempt.outcome for attempt in turns.attempts)
+        tally.repairs += turns.new_repairs
+        tally.asked += 1
+        if turns.reason is not None:
+            tally.quarantined[turns.reason] += 1
+        await asyncio.wrap_future(self.store.put(self._row(unit, turns), turns.attempts))
 
     async def _chat(self, request: ChatRequest) -> ChatReply:
-        async with self.budget.question(request) as paid:
+        async with self.budget.question(request, self.teacher.most_billed) as outcomes:
             try:
-                paid.append(await self.teacher.chat(request))
-            except (ChatFailed, UserError, asyncio.CancelledError):
+                reply = await self.teacher.chat(request)
+            except ChatFailed as failed:
+                outcomes.append(failed)
+                raise
+            except (UserError, asyncio.CancelledError):
                 raise
             except Exception as error:
                 # What a plugin raises may quote what it was asked.
@@ -239,27 +243,22 @@ class StagedRun:
                     f"The teacher {type(self.teacher).__name__} has failed with {type(error).__name__}, which is a fault of "
                     "its own: a chat teacher says by ChatFailed that it got no answer."
                 ) from None
-        (reply,) = paid
+            outcomes.append(reply)
+        return self._with_cost(reply)
+
+    def _with_cost(self, reply: ChatReply) -> ChatReply:
         if reply.cost is None and self.teacher.price is not None:
-            cost = Price(*self.teacher.price).of(reply.prompt_tokens, reply.completion_tokens)
-            reply = replace(reply, cost=cost)
+            cost = Price(*self.teacher.price).of_answer(reply.prompt_tokens, reply.completion_tokens)
+            return replace(reply, cost=cost)
         return reply
 
     def _read(self, unit: Unit, reply: ChatReply) -> dict[str, Any]:
-        texts = {name: getattr(unit.pair, name) for name in TEXTS}
+        shown = {**{name: getattr(unit.pair, name) for name in TEXTS}, **unit.inputs}
         strict = self.teacher.follows_schema
-        return read_answer(reply.text, reply.finish_reason, unit.stage, self.levels, texts, strict)
+        return read_answer(reply.text, reply.finish_reason, unit.stage, self.levels, shown, strict)
 
-    def _row(
-        self,
-        unit: Unit,
-        replies: Sequence[ChatReply],
-        attempts: Sequence[Attempt],
-        parsed: dict[str, Any] | None,
-        reason: str | None,
-    ) -> Answered:
+    def _row(self, unit: Unit, turns: Turns) -> Answered:
         subject = self.config.guide.subject(unit.stage.name)
-        costs = [reply.cost for reply in replies]
         return Answered(
             key=unit.key,
             stage=unit.stage.name,
@@ -268,17 +267,17 @@ class StagedRun:
             candidate_id=unit.pair.candidate_id if subject != "job" else None,
             pair_id=unit.pair.pair_id if subject == "pair" else None,
             sample=unit.sample,
-            state="ok" if reason is None else "quarantined",
-            reason=reason,
-            raw=replies[-1].text,
-            parsed=parsed,
-            finish_reason=replies[-1].finish_reason,
-            prompt_tokens=sum(reply.prompt_tokens for reply in replies),
-            completion_tokens=sum(reply.completion_tokens for reply in replies),
-            cost=None if None in costs else sum(cost for cost in costs if cost is not None),
-            repairs=len(replies) - 1,
+            state="ok" if turns.reason is None else "quarantined",
+            reason=turns.reason,
+            raw=turns.raw,
+            parsed=turns.parsed,
+            finish_reason=turns.finish_reason,
+            prompt_tokens=sum(reply.prompt_tokens for reply in turns.replies),
+            completion_tokens=sum(reply.completion_tokens for reply in turns.replies),
+            cost=turns.cost,
+            repairs=turns.repairs,
             teacher=self.teacher_key,
-            seconds=sum(attempt.seconds for attempt in attempts),
+            seconds=sum(attempt.seconds for attempt in turns.attempts),
         )
 
     # What came of it
@@ -291,6 +290,9 @@ class StagedRun:
             return NoLabel(f"{stage}: {rows[0].reason}") if rows else NOT_ASKED
         if stage != self._deciding:
             return good[0]
+        if 2 * len(good) <= self.config.samples:
+            # The few that could be read would pass for all: one of five for a teacher that is certain.
+            return NoLabel(f"{stage}: no more than half of the samples could be read")
         level = majority(self.levels, self._votes(good))
         return next(row for row in good if row.parsed is not None and row.parsed["level"] == level)
 
@@ -325,12 +327,15 @@ class StagedRun:
         return tuple(float(counts[level]) for level in self.levels)
 
 
+def seed_of(seed: int, sample: int) -> int:
+    """What a sample is asked with. Not their sum, by which the samples of one seed would be those of its neighbours."""
+    if sample == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {sample}".encode()).digest()[:4]) >> 1
+
+
 def _requirements(parsed: Mapping[str, Mapping[str, Any]], but: str) -> Iterator[Mapping[str, Any]]:
     """The requirements that stages other than the deciding one have found."""
     for name, answer in parsed.items():
         if name != but:
             yield from answer.get("requirements", [])
-
-
-def _said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}

@@ -92,7 +92,8 @@ class Totals:
 
 @dataclass(frozen=True)
 class Purged:
-    """What a purge removed: counts of the store's rows, and file -> rows of each export that was rewritten."""
+    """What a purge removed: counts of the store's rows, file -> rows of each export that was rewritten, and folder -> files
+    of each signal set that was deleted."""
 
     answers: int
     attempts: int

@@ -11,12 +11,13 @@ import torch
 
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.labelling.account import Tally
-from lantern_pl.labelling.answers import TRUNCATED, BadAnswer, check_quotes
+from lantern_pl.labelling.account import Budget, Price, Tally
+from lantern_pl.labelling.answers import TRUNCATED, BadAnswer, check_quotes, check_text
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.labels import NOT_ASKED, Label, NoLabel, majority
 from lantern_pl.labelling.store import Answered, LabelStore
 from lantern_pl.signals import Annotation
+from lantern_pl.teachers.chat import ChatReply, ChatRequest
 
 ANNOTATE, LEVELS = "annotate", "level_probs"
 """The names under which such answers are kept, and what the teacher is asked for."""
@@ -29,11 +30,14 @@ class WholeRun:
         config: what to do.
         pairs: about whom.
         store: what was answered before, and where answers go.
+        budget: what may be spent.
         retry_quarantined: whether to ask again what is in quarantine.
+
+    Raises UserError for a teacher that can't do it, and for settings that it has no use for.
     """
 
     def __init__(
-        self, config: LabelConfig, pairs: Sequence[Pair], store: LabelStore, retry_quarantined: bool = False
+        self, config: LabelConfig, pairs: Sequence[Pair], store: LabelStore, budget: Budget, retry_quarantined: bool = False
     ) -> None:
         self.config = config
         self.pairs = pairs
@@ -48,6 +52,20 @@ class WholeRun:
                 f"The teacher {type(self.teacher).__name__} can't {self.stage}; it can: {able}. "
                 + ("Choose another teacher." if config.explain else "Set explain: true, or choose another teacher.")
             )
+        for name, value in (("samples", config.samples != 1), ("temperature", config.temperature != 0)):
+            if value:
+                raise UserError(
+                    f"{name} is {getattr(config, name)}, but {type(self.teacher).__name__} is asked once about each whole "
+                    f"pair, in its own way: leave {name} out. Samples are of teachers that chat, with explain: true."
+                )
+        self.budget = budget
+        self.price = None if self.teacher.price is None else Price(*self.teacher.price)
+        if budget.limit is not None and self.price and not self.price.is_nothing and self.teacher.max_new_tokens is None:
+            raise UserError(
+                f"budget is {budget.limit}, but {type(self.teacher).__name__} doesn't say how long its answers may be "
+                "(max_new_tokens), so that nobody knows what the next one can cost: leave the budget out."
+            )
+        self.ended_by_budget = False
         self.tallies = {self.stage: Tally(total=len(pairs))}
         self.stopping = False
         self._task = json.dumps(asdict(config.task), sort_keys=True)
@@ -60,6 +78,11 @@ class WholeRun:
     def unanswered(self) -> Iterator[Pair]:
         """The pairs that are to be asked about."""
         return (pair for pair in self.pairs if not self._settled(self.store.get(self.key(pair))))
+
+    def request(self, pair: Pair) -> ChatRequest:
+        """What the teacher is asked about a pair, as far as its cost goes."""
+        prompt = self.config.task.render_prompt(pair.job_text, pair.candidate_text)
+        return ChatRequest(({"role": "user", "content": prompt},), max_tokens=self.teacher.max_new_tokens or 0)
 
     def _settled(self, row: Answered | None) -> bool:
         return row is not None and (row.state == "ok" or not self.retry_quarantined)
@@ -81,10 +104,12 @@ class WholeRun:
         waiting.sort(key=lambda pair: len(pair.job_text) + len(pair.candidate_text))
         if waiting:
             self.teacher.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        for start in range(0, len(waiting), self.config.batch_size):
-            if self.stopping:
+        while waiting and not self.stopping:
+            batch = self._affordable(waiting[: self.config.batch_size])
+            if not batch:
+                self.ended_by_budget = self.stopping = True
                 return
-            batch = waiting[start : start + self.config.batch_size]
+            del waiting[: len(batch)]
             began = time.perf_counter()
             answers = self._ask(batch)
             seconds = (time.perf_counter() - began) / len(batch)
@@ -96,6 +121,17 @@ class WholeRun:
                 future.result()
             tally.asked += len(batch)
             tell(self.stage, tally)
+
+    def _affordable(self, batch: list[Pair]) -> list[Pair]:
+        """The first pairs of a batch, as many as can be paid for whatever the answers."""
+        if self.budget.limit is None or self.price is None:
+            return batch
+        left = self.budget.limit - self.budget.spent
+        for count, pair in enumerate(batch):
+            left -= self.price.most(self.request(pair)) * self.teacher.most_billed
+            if left < 0:
+                return batch[:count]
+        return batch
 
     def _ask(self, batch: Sequence[Pair]) -> list[Annotation]:
         if self.stage == ANNOTATE:
@@ -112,8 +148,10 @@ class WholeRun:
             "votes": answer.level_probs,
             "requirements": list(answer.requirements),
         }
-        tally.prompt_tokens += answer.prompt_tokens
-        tally.completion_tokens += answer.completion_tokens
+        cost = None if self.price is None else self.price.of_answer(answer.prompt_tokens, answer.completion_tokens)
+        if self.price is not None:
+            self.budget.spent += self.price.most(self.request(pair)) * self.teacher.most_billed if cost is None else cost
+        tally.add(ChatReply(answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens, cost))
         if reason is not None:
             tally.quarantined[reason] += 1
         return Answered(
@@ -131,7 +169,7 @@ class WholeRun:
             finish_reason=answer.finish_reason,
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
-            cost=0.0,
+            cost=cost,
             repairs=0,
             teacher=self.teacher_key,
             seconds=seconds,
@@ -143,11 +181,18 @@ class WholeRun:
             return TRUNCATED
         if answer.level is None or answer.level not in self.config.task.levels:
             return "wrong format"
-        if self.stage == ANNOTATE and not (answer.explanation or "").strip():
+        if self.stage == LEVELS:
+            return None
+        if not (answer.explanation or "").strip():
             return "no explanation"
         texts = {"candidate_text": pair.candidate_text, "job_text": pair.job_text}
         try:
+            for item in answer.requirements:
+                check_text(item["requirement"], texts)
             check_quotes((("candidate_text", item["evidence"]) for item in answer.requirements if item["evidence"]), texts)
+            wordings = "\n".join(item["requirement"] for item in answer.requirements)
+            shown = {**texts, "requirements": wordings} if self.config.verbatim_quotes else None
+            check_text(answer.explanation or "", shown)
         except BadAnswer as bad:
             return bad.reason
         return None

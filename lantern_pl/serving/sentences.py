@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lantern_pl.evaluation.explanation_checks import ExplanationCheck, check_explanation, quoted
+from lantern_pl.evaluation.explanation_checks import ExplanationCheck, check_explanation
+from lantern_pl.labelling.evidence import quoted
 from lantern_pl.serving.config import OnUnfounded
 from lantern_pl.tasks import Task
 from lantern_pl.tasks.untrusted import visible

@@ -49,6 +49,7 @@ class Guide:
         known = list(TEXTS)
         for stage in self._stages():
             self._check_stage(stage, known)
+            self._check_lists(stage)
             known.append(stage.name)
         self._check_result("level", "level")
         self._check_result("explanation", "text")
@@ -140,6 +141,20 @@ class Guide:
         check_output(stage)
         if stage.output.get("confidence", "share") != "share":
             raise UserError(f"{where}.output.confidence is {stage.output['confidence']!r}: its kind must be share")
+
+    def _check_lists(self, stage: Stage) -> None:
+        """What a list goes through must be there: a list of the same name, told apart by the same text."""
+        outputs = {other.name: other.output for other in self._stages() if other.name in stage.reads}
+        for name, declared in stage.output.items():
+            kind = kind_of(declared, name)
+            if not isinstance(kind, Items) or kind.for_each is None:
+                continue
+            given = kind_of(outputs[kind.for_each].get(name, "text"), name) if kind.for_each in outputs else None
+            if not isinstance(given, Items) or kind.wording is None or given.fields.get(kind.wording) != "text":
+                raise UserError(
+                    f"guide.stages: {stage.name}.output.{name} is for each of {kind.for_each!r}: that must be a stage which "
+                    f"it reads, with a list {name} in whose objects the first text of these is a text too"
+                )
 
     def _check_result(self, name: str, kind: str) -> None:
         stages = [stage for stage in self._stages() if name in stage.output]

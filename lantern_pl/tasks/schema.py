@@ -9,6 +9,7 @@
 | `quote of candidate_text` | a passage of that text, up to 1000 characters; `job_text` likewise |
 | `quote of candidate_text unless verdict = unmet` | the same, but empty where the field beside it has that value |
 | `{list: {field: kind, ...}}` | any number of objects, up to 64; `{list: ..., at_most: 12}` for fewer |
+| `{list: ..., for_each: STAGE}` | one object for each in that stage's list of the same name, with the same first text |
 """
 
 import json
@@ -51,6 +52,12 @@ class Items:
 
     fields: Mapping[str, Any]
     at_most: int
+    for_each: str | None = None
+
+    @property
+    def wording(self) -> str | None:
+        """The field that tells the objects apart: the first text."""
+        return next((name for name, kind in self.fields.items() if kind == "text"), None)
 
 
 Kind = Literal["text", "level", "share"] | tuple[str, ...] | Quote | Items
@@ -61,11 +68,14 @@ def kind_of(declared: Any, where: str) -> Kind:
     """Parse what a stage's output declares for the field `where`. Raises UserError if it's no kind."""
     if isinstance(declared, Mapping):
         at_most = declared.get("at_most", MAX_ITEMS)
-        if not set(declared) <= {"list", "at_most"} or not isinstance(declared.get("list"), Mapping):
+        if not set(declared) <= {"list", "at_most", "for_each"} or not isinstance(declared.get("list"), Mapping):
             raise UserError(f"{where} is {dict(declared)!r}: a list is declared as {{list: {{field: kind, ...}}}}")
         if not isinstance(at_most, int) or isinstance(at_most, bool) or not 1 <= at_most <= MAX_ITEMS:
             raise UserError(f"{where}.at_most is {at_most!r}: give a whole number from 1 to {MAX_ITEMS}")
-        return Items(declared["list"], at_most)
+        for_each = declared.get("for_each")
+        if not isinstance(for_each, str | None):
+            raise UserError(f"{where}.for_each is {for_each!r}: give the name of a stage")
+        return Items(declared["list"], at_most, for_each)
     kind = _kind_in_words(declared) if isinstance(declared, str) else None
     if kind is not None:
         return kind
@@ -150,15 +160,19 @@ def _type_of(field: str, kind: Kind, levels: tuple[str, ...]) -> Any:
     if isinstance(kind, Quote):
         return Annotated[str, Field(max_length=MAX_QUOTE)]
     if kind == "text":
-        return Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_says_something)]
+        return Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_not_blank)]
     if kind == "share":
         return Annotated[float, Field(ge=0, le=1)]
     return Literal[levels if kind == "level" else kind]
 
 
-def _says_something(text: str) -> str:
-    # A form's own placeholder, "...", isn't text either.
-    if not any(character.isalnum() for character in text):
+def says_something(text: str) -> bool:
+    """Whether there is a letter or a digit in it: a form's own placeholder, "...", isn't text either."""
+    return any(character.isalnum() for character in text)
+
+
+def _not_blank(text: str) -> str:
+    if not says_something(text):
         raise ValueError("blank")
     return text
 
@@ -203,14 +217,41 @@ def _form_of(kind: Kind, levels: Sequence[str], names: Mapping[str, str]) -> str
 
 def quotes(stage: Stage, parsed: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Each quote of a parsed answer with the name of the text that it must be in. One that is rightly blank is left out."""
-    return _quotes(stage.output, parsed)
+    for kind, beside, value in _values(stage.output, parsed):
+        if isinstance(kind, Quote) and not (kind.may_be_blank(beside) and not value.strip()):
+            yield kind.of, value
 
 
-def _quotes(fields: Mapping[str, Any], parsed: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def needed_quotes(stage: Stage, parsed: Mapping[str, Any]) -> Iterator[str]:
+    """The quotes that couldn't have been left blank: those of what is met, say."""
+    for kind, beside, value in _values(stage.output, parsed):
+        if isinstance(kind, Quote) and not kind.may_be_blank(beside):
+            yield value
+
+
+def has_quotes(stage: Stage) -> bool:
+    """Whether the stage's answers quote anything."""
+    return _declares_quotes(stage.output)
+
+
+def _declares_quotes(fields: Mapping[str, Any]) -> bool:
+    kinds = [kind_of(declared, name) for name, declared in fields.items()]
+    return any(_declares_quotes(kind.fields) if isinstance(kind, Items) else isinstance(kind, Quote) for kind in kinds)
+
+
+def own_words(stage: Stage, parsed: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Each text of a parsed answer, and whether it's in a list."""
+    for kind, beside, value in _values(stage.output, parsed):
+        if kind == "text":
+            yield value, beside is not parsed
+
+
+def _values(fields: Mapping[str, Any], parsed: Mapping[str, Any]) -> Iterator[tuple[Kind, Mapping[str, Any], Any]]:
+    """Each value of a parsed answer, those in lists included: its kind, the fields beside it, and itself."""
     for name, declared in fields.items():
         kind = kind_of(declared, name)
         if isinstance(kind, Items):
             for item in parsed[name]:
-                yield from _quotes(kind.fields, item)
-        elif isinstance(kind, Quote) and not (kind.may_be_blank(parsed) and not parsed[name].strip()):
-            yield kind.of, parsed[name]
+                yield from _values(kind.fields, item)
+        else:
+            yield kind, parsed, parsed[name]

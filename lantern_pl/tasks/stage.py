@@ -88,7 +88,7 @@ DECOMPOSED = (
             "confidence."
         ),
         output={
-            "requirements": {"list": {"requirement": "text", **_JUDGED}},
+            "requirements": {"list": {"requirement": "text", **_JUDGED}, "for_each": "requirements"},
             "level": "level",
             "confidence": "share",
         },

@@ -30,6 +30,7 @@ _BELONGS = "|".join(
         rf"(?<={_HAN})[\ufe00-\ufe0f\U000e0100-\U000e01ef]",
     )
 )
+_MAY_BE_HIDDEN = re.compile(f"[{_BIDI}{_NOTHING}{_SURROGATES}]")
 _HIDDEN = re.compile(rf"(?!{_BELONGS})[{_BIDI}{_NOTHING}{_SURROGATES}]")
 
 # What ordinary software leaves behind: byte-order marks, soft hyphens, bytes of cp1252 read as Latin-1, bells of Word's
@@ -60,7 +61,8 @@ _DELIMITER = 3
 
 def visible(text: str) -> str:
     """The text without hidden characters: those that show nothing or reorder others, where writing doesn't need them."""
-    return _HIDDEN.sub("", text)
+    # Nearly all texts hold none, and to look around each character takes long.
+    return _HIDDEN.sub("", text) if _MAY_BE_HIDDEN.search(text) else text
 
 
 def fence(name: str, text: str) -> str:

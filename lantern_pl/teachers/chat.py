@@ -7,8 +7,10 @@ every answer. Torch-free.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+_GAVE_UP = ("http 408", "http 504", "http 524")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class ChatRequest:
 
     def key(self, teacher: str) -> str:
         """sha256 of the canonical request to the teacher of this cache key: equal keys mean the same question."""
-        canonical = json.dumps({"teacher": teacher, **asdict(self)}, sort_keys=True, ensure_ascii=False)
+        # Not asdict, which would copy all of it.
+        canonical = json.dumps({"teacher": teacher, **vars(self)}, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -41,6 +44,13 @@ class Attempt:
     started: float
     seconds: float
     outcome: str
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the model may have answered although nothing of it has come: unless the server wasn't reached, or has
+        refused by an HTTP status that isn't a gateway's giving up."""
+        refused = self.outcome.startswith("http ") and self.outcome not in _GAVE_UP
+        return not refused and self.outcome not in ("ok", "no server")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class EncoderTeacher(Teacher):
 
     lantern_api = 1
     capabilities = frozenset({"level_probs", "pair_hidden_states"})
+    price = (0.0, 0.0)
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, model: str, max_length: int = 512) -> None:

@@ -60,9 +60,12 @@ class Teacher:
         hidden_size: width of its hidden states, and hidden_layers: how many layers it has, the embeddings not counted; both
             are known before weights are loaded, and needed for `token_hidden_states` and `pair_hidden_states`, else None.
         max_in_flight: how many questions to `chat` are worth having open at once.
+        most_billed: how many of a question's attempts a provider may bill, at most: a budget sets their cost aside.
         follows_schema: whether the answers of `chat` are held to the question's schema, known once it's ready; where they
             aren't, they are read with more patience.
-        price: money per million tokens of questions and of answers, where it's known.
+        price: money per million tokens of questions and of answers, where it's known; 0 and 0 of one that computes in this
+            process.
+        max_new_tokens: the most tokens of an answer of `annotate`, where it's known: a budget sets their cost aside.
     """
 
     lantern_api: ClassVar[int]
@@ -77,8 +80,10 @@ class Teacher:
     hidden_size: int | None = None
     hidden_layers: int | None = None
     max_in_flight: int = 16
+    most_billed: int = 1
     follows_schema: bool = False
     price: tuple[float, float] | None = None
+    max_new_tokens: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What makes this teacher's answers what they are (model, revision, settings): plain JSON values."""
@@ -88,6 +93,10 @@ class Teacher:
         """A deterministic key of `identity()`: equal keys mean equal answers, in any process."""
         canonical = json.dumps({"teacher": type(self).__name__, **self.identity()}, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def chat_key(self) -> str:
+        """The same of its answers to `chat` alone: another one where settings of other capabilities don't change those."""
+        return self.cache_key()
 
     def to(self, device: torch.device) -> Self:
         """Make ready on a device. Called once before use; loading weights belongs here, not in `__init__`."""
@@ -106,8 +115,10 @@ class Teacher:
         matter. Raises ChatFailed where there is no answer, whose texts hold nothing of the question."""
         raise self._cannot("chat")
 
-    async def get_ready_to_chat(self) -> None:
-        """Called once, in the event loop, before the first `chat`: find out here what the server can do."""
+    async def get_ready_to_chat(self) -> Sequence[ChatReply] | None:
+        """Called once, in the event loop, before the first `chat`: find out here what the server can do. Returns what was
+        answered to questions of its own, which cost what others do."""
+        return None
 
     async def close(self) -> None:
         """Called in the event loop after the last `chat`: let go of connections."""

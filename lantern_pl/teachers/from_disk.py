@@ -32,6 +32,7 @@ class CachedTeacher(Teacher):
     """
 
     lantern_api = 1
+    price = (0.0, 0.0)
 
     def __init__(self, signals: str, verify: bool = True) -> None:
         self.folder = signals

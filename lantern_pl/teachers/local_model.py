@@ -47,6 +47,8 @@ class HFTeacher(Teacher):
 
     lantern_api = 1
     capabilities = frozenset({"annotate", "level_probs", "pair_hidden_states", "score_tokens", "token_hidden_states"})
+    price = (0.0, 0.0)
+    max_new_tokens: int
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(

@@ -30,6 +30,7 @@ class RubricTeacher(Teacher):
 
     lantern_api = 1
     capabilities = frozenset({"annotate", "level_probs"})
+    price = (0.0, 0.0)
 
     def __init__(self, rubric: Rubric = _DEFAULT) -> None:
         self.rubric = rubric

@@ -27,7 +27,7 @@ def plain(text: str) -> str:
 def find_quote(text: str, quote: str) -> Span | None:
     """Where to show a quote in `plain(text)`, word for word, blind only to kinds and amounts of white space.
 
-    Whether it counts as one is for `answers.is_verbatim` to say.
+    Whether it counts as one is for `evidence.is_verbatim` to say.
     Of several places the first that doesn't begin or end inside a word. None for a quote of less than two characters.
     """
     words = plain(quote).split()

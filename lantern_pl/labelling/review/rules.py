@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lantern_pl.errors import UserError
-from lantern_pl.labelling.answers import is_verbatim
+from lantern_pl.labelling.evidence import is_verbatim
 from lantern_pl.labelling.review.labelled import LabelledPair, Requirement
 from lantern_pl.labelling.review.quotes import support
 

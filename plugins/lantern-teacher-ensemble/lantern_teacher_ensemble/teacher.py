@@ -63,6 +63,8 @@ class EnsembleTeacher(Teacher):
         self.mixing = mixing
         self.temperature = confidence_temperature if row_weights == "confidence" else None
         self.capabilities = _capabilities(self.teachers, tokens)
+        # What others than these ask for a mixture isn't known.
+        self.price = (0.0, 0.0) if all(teacher.price == (0.0, 0.0) for teacher in self.teachers) else None
         self.tokenizer = self.teachers[0].tokenizer
         if "score_tokens" in self.capabilities:
             _check_tokens(self.teachers, or_levels="level_probs" in self.capabilities)

@@ -1,15 +1,17 @@
-"""How fast questions are asked through the teacher and kept in the store, against litellm alone.
+"""How fast `lantern label` asks through the teacher and keeps the answers, against litellm alone.
 
     python plugins/lantern-teacher-litellm/bench/throughput.py              # the ratio, and the memory
     python plugins/lantern-teacher-litellm/bench/throughput.py --latency 0.2 --requests 2000
 
-Both ask the same local server in turns, in the same process, and each round is compared by itself: what else the machine
-does hits both. litellm alone is `litellm.acompletion` in as many loops as questions are in flight, and its answers
-are dropped. The teacher's are put into a label store, and each is waited for until it's durable.
+Both ask the same local server the same questions in turns, in the same process, and each round is compared by itself: what
+else the machine does hits both. litellm alone is `litellm.acompletion` in as many loops as questions are in flight, and its
+answers are dropped. The other is a label run of one stage: it makes the questions, asks them, checks the answers, puts them
+into a label store, and waits for each until it's durable.
 """
 
 import argparse
 import asyncio
+import importlib.metadata
 import itertools
 import json
 import statistics
@@ -25,41 +27,45 @@ import psutil
 from lantern_teacher_litellm import provider
 from lantern_teacher_litellm.teacher import LiteLLMTeacher
 
+from lantern_pl.data.pair import Pair
 from lantern_pl.data.sample import make_pairs
-from lantern_pl.labelling.store import Answered, LabelStore
+from lantern_pl.labelling.account import Budget
+from lantern_pl.labelling.config import LabelConfig
+from lantern_pl.labelling.staged import StagedRun
+from lantern_pl.labelling.store import LabelStore
 from lantern_pl.tasks import Task
-from lantern_pl.teachers.chat import ChatRequest
+from lantern_pl.tasks.guide import Guide
+from lantern_pl.tasks.stage import Stage
 
 HERE = Path(__file__).parent
 
 
-_seeds = itertools.count()
+LEVELS = Task().levels
+STAGE = Stage(
+    name="judge",
+    reads=["job_text", "candidate_text"],
+    sections=["task", "evaluation", "output"],
+    ask="Give the level, your confidence and an explanation.",
+    output={"level": "level", "confidence": "share", "explanation": "text"},
+)
+GUIDE = Guide(stages=[STAGE])
+"""One question per pair, of an ordinary size, that the server's one answer fits."""
+
+_numbers = itertools.count()
+_texts = [(row["job_text"], row["candidate_text"]) for row in make_pairs(200, seed=0)]
 
 
-def questions(count: int) -> list[ChatRequest]:
-    """Questions of an ordinary size, each of which was never asked before."""
-    task = Task()
-    prompts = [task.render_prompt(row["job_text"], row["candidate_text"]) for row in make_pairs(200, seed=0)]
-    return [
-        ChatRequest(({"role": "user", "content": prompts[at % len(prompts)]},), seed=next(_seeds)) for at in range(count)
-    ]
+def fresh(count: int) -> list[Pair]:
+    """Pairs that were never asked about before."""
+    numbers = [next(_numbers) for _ in range(count)]
+    return [Pair(f"p{number}", f"j{number}", f"c{number}", *_texts[number % len(_texts)]) for number in numbers]
 
 
-async def rate(
-    ask: Callable[[ChatRequest], Awaitable[None]], asked: list[ChatRequest], in_flight: int
-) -> tuple[float, float]:
+async def rate(label: Callable[[list[Pair]], Awaitable[None]], pairs: list[Pair]) -> tuple[float, float]:
     """Questions a second, and milliseconds of this process's CPU for each."""
-    rest = iter(asked)
-
-    async def work() -> None:
-        for request in rest:
-            await ask(request)
-
     started, cpu = time.perf_counter(), time.process_time()
-    async with asyncio.TaskGroup() as workers:
-        for _ in range(in_flight):
-            workers.create_task(work())
-    return len(asked) / (time.perf_counter() - started), (time.process_time() - cpu) / len(asked) * 1e3
+    await label(pairs)
+    return len(pairs) / (time.perf_counter() - started), (time.process_time() - cpu) / len(pairs) * 1e3
 
 
 class Both:
@@ -68,67 +74,57 @@ class Both:
     def __init__(self, model: str, url: str, folder: Path, in_flight: int) -> None:
         self.teacher = LiteLLMTeacher(model, url, max_in_flight=in_flight, schema="never")
         self.store = LabelStore(folder)
+        self.config = LabelConfig(str(folder), "", self.teacher, guide=GUIDE, repair_turns=0)
         self.model, self.url, self.in_flight = model, url, in_flight
-        self.teacher_key = self.teacher.cache_key()
         self.litellm = provider.load()
+        provider.opened()  # a run closes the connections that nobody else uses, and litellm alone keeps its own
 
-    async def alone(self, request: ChatRequest) -> None:
-        await self.litellm.acompletion(
-            model=self.model,
-            messages=[dict(message) for message in request.messages],
-            temperature=request.temperature,
-            max_tokens=request.max_tokens,
-            seed=request.seed,
-            api_base=self.url,
-            api_key="no-key",
-            timeout=120.0,
-            num_retries=0,
-            max_retries=0,
-        )
+    async def alone(self, pairs: list[Pair]) -> None:
+        texts = [{"job_text": pair.job_text, "candidate_text": pair.candidate_text} for pair in pairs]
+        rest = iter([GUIDE.messages(STAGE, shown, LEVELS) for shown in texts])
 
-    async def kept(self, request: ChatRequest) -> None:
-        key = request.key(self.teacher_key)
-        if self.store.get(key) is not None:
-            raise RuntimeError("a question was asked twice")
-        reply = await self.teacher.chat(request)
-        row = Answered(
-            key=key,
-            stage="judge",
-            subject=key[:16],
-            job_id=key[:8],
-            candidate_id=key[8:16],
-            pair_id=key[:16],
-            sample=0,
-            state="ok",
-            reason=None,
-            raw=reply.text,
-            parsed={"level": "high", "confidence": 0.9},
-            finish_reason=reply.finish_reason,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            cost=reply.cost,
-            repairs=0,
-            teacher="bench",
-            seconds=reply.attempts[-1].seconds,
-        )
-        await asyncio.wrap_future(self.store.put(row, reply.attempts))
+        async def work() -> None:
+            for messages in rest:
+                await self.litellm.acompletion(
+                    model=self.model,
+                    messages=list(messages),
+                    temperature=0.0,
+                    max_tokens=STAGE.max_tokens,
+                    seed=0,
+                    api_base=self.url,
+                    api_key="no-key",
+                    timeout=120.0,
+                    num_retries=0,
+                    max_retries=0,
+                )
+
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(self.in_flight):
+                workers.create_task(work())
+
+    async def kept(self, pairs: list[Pair]) -> None:
+        run = StagedRun(self.config, pairs, self.store, Budget(None, None))
+        await run.run(lambda stage, tally: None)
+        tally = run.tallies[STAGE.name]
+        if tally.asked != len(pairs) or tally.quarantined:
+            raise RuntimeError(f"of {len(pairs)} questions {tally.asked} were asked, {tally.quarantined} in quarantine")
 
     async def compare(self, requests: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
         rates: dict[str, list[tuple[float, float]]] = {"litellm alone": [], "teacher and store": []}
         ways = {"litellm alone": self.alone, "teacher and store": self.kept}
         for ask in ways.values():
-            await rate(ask, questions(200), self.in_flight)
+            await rate(ask, fresh(200))
         for turn in range(rounds):
             # Whoever comes second finds other caches: each does every other time.
             for name, ask in list(ways.items())[:: 1 if turn % 2 else -1]:
-                rates[name].append(await rate(ask, questions(requests), self.in_flight))
+                rates[name].append(await rate(ask, fresh(requests)))
         return rates
 
     async def memory(self, requests: int, parts: int = 10) -> list[float]:
         """MiB of this process after each part of the requests."""
         process, found = psutil.Process(), []
         for _ in range(parts):
-            await rate(self.kept, questions(requests // parts), self.in_flight)
+            await rate(self.kept, fresh(requests // parts))
             found.append(process.memory_info().rss / 2**20)
         return found
 
@@ -156,9 +152,13 @@ async def main() -> None:
         url = server.stdout.readline().strip()
         with tempfile.TemporaryDirectory() as folder:
             both = Both(arguments.model, url, Path(folder) / "labels", arguments.in_flight)
-            await both.teacher.get_ready_to_chat()
             rates = await both.compare(arguments.requests, arguments.rounds)
-            figures: dict[str, object] = {}
+            figures: dict[str, object] = {
+                "model": arguments.model,
+                "in flight": arguments.in_flight,
+                "litellm": importlib.metadata.version("litellm"),
+                "cores": psutil.cpu_count(),
+            }
             medians: list[list[float]] = []
             for name, found in rates.items():
                 each = [list(values) for values in zip(*found, strict=True)]
@@ -170,11 +170,12 @@ async def main() -> None:
             # Round by round: what else the machine does changes from one to the next.
             ratios = [kept_rate / alone_rate for (alone_rate, _), (kept_rate, _) in zip(*rates.values(), strict=True)]
             figures["ratio"] = statistics.median(ratios)
-            print(f"median of the rounds' ratios {figures['ratio']:.3f}; ratio of CPU {alone_cpu / kept_cpu:.3f}")
+            figures["ratio of CPU"] = alone_cpu / kept_cpu
+            print(f"median of the rounds' ratios {figures['ratio']:.3f}; ratio of CPU {figures['ratio of CPU']:.3f}")
             if arguments.latency:
                 ideal = arguments.in_flight / arguments.latency
                 most_open(url)
-                await rate(both.kept, questions(arguments.requests), arguments.in_flight)
+                await rate(both.kept, fresh(arguments.requests))
                 print(f"{kept / ideal:.0%} of the {ideal:.0f} requests/s that {arguments.in_flight} at once could be")
                 figures["most open"] = most_open(url)
                 print(f"the teacher had {figures['most open']} open at once")
@@ -183,7 +184,7 @@ async def main() -> None:
                 figures["memory in MiB"] = memory
                 print(f"MiB after each tenth of {arguments.memory} requests: {', '.join(f'{m:.0f}' for m in memory)}")
             both.store.close()
-            await both.teacher.close()
+            await provider.closed(both.litellm)
     finally:
         server.kill()
         server.wait()

@@ -45,6 +45,13 @@ class Allowance:
             self.open += 1
         return self._cuts
 
+    async def outlast_hold(self) -> bool:
+        """For who has a place, and has waited in it: wait until the server may be asked. Whether that took time."""
+        held = self._held_until > self._loop.time()
+        while (rest := self._held_until - self._loop.time()) > 0:
+            await asyncio.sleep(rest)
+        return held
+
     def leave(self) -> None:
         """Give the place back: once for each `enter`."""
         self.open -= 1

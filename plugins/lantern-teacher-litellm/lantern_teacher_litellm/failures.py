@@ -5,7 +5,7 @@ lost connection is an "internal server error 500" of a server that never said so
 nothing of their texts leaves this module.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -44,7 +44,7 @@ def read_failure(error: BaseException) -> Failure:
     answered = next((e for e in below if isinstance(e, httpx.HTTPStatusError)), None)
     if answered is not None:
         response = answered.response
-        return _by_status(response.status_code, error, retry_after(response.headers.get("retry-after")))
+        return _by_status(response.status_code, error, asked_wait(response.headers.get))
     if any(isinstance(e, TimeoutError | httpx.TimeoutException) for e in below):
         return Failure("timeout", kind)
     if any(isinstance(e, httpx.ConnectError) for e in below):
@@ -54,8 +54,15 @@ def read_failure(error: BaseException) -> Failure:
     status = getattr(error, "status_code", None)
     # What litellm makes of other providers' failures, or thinks itself. 500 is also its word for what it can't read.
     if isinstance(status, int) and status >= 400 and status != 500:
-        return _by_status(status, error, retry_after(_header(below, "retry-after")), at_server=status not in (400, 404, 422))
+        asked = asked_wait(lambda name: _header(below, name))
+        return _by_status(status, error, asked, at_server=status not in (400, 404, 422))
     return Failure("unreadable", kind)
+
+
+def asked_wait(header: Callable[[str], str | None]) -> float | None:
+    """Seconds that a server asks to wait, from its answer's headers: the finer of the two that say so, if it's readable."""
+    milliseconds = retry_after(header("retry-after-ms"))
+    return retry_after(header("retry-after")) if milliseconds is None else milliseconds / 1000
 
 
 def retry_after(value: str | None) -> float | None:
@@ -67,9 +74,9 @@ def retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(value)
-        except ValueError:
+            seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError):
             return None
-        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if isfinite(seconds) else None
 
 

@@ -84,6 +84,9 @@ class Line:
         ticket = await self.allowance.enter()
         try:
             await self._wait_for_rates(request)
+            while await self.allowance.outlast_hold():
+                # What the server wanted left alone meanwhile begins anew, at its rate and not all at once.
+                await self._wait_for_rates(request)
             started, clock = time.time(), time.perf_counter()
             outcome = await self._answer(question)
             said = outcome.outcome if isinstance(outcome, Failure) else "ok"
@@ -134,7 +137,7 @@ class Line:
 
     def _cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         price = self.settings.price
-        if price is None or not (prompt_tokens or completion_tokens):
+        if price is None or not (prompt_tokens and completion_tokens):
             return None
         return (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
 

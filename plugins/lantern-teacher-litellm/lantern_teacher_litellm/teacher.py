@@ -1,6 +1,7 @@
 """The `litellm` teacher: answers from any LLM that litellm can ask."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -81,6 +82,7 @@ class LiteLLMTeacher(Teacher):
     ) -> None:
         if base_url is not None:
             _check_url(base_url)
+            base_url = base_url.rstrip("/")
         # What isn't a name is likely to be the key, and isn't repeated.
         if api_key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_variable):
             raise UserError(
@@ -94,6 +96,7 @@ class LiteLLMTeacher(Teacher):
         self.price = provider.listed_price(model) if price is None else (price.input, price.output)
         self.settings = Settings(model, base_url, timeout, max_in_flight, rpm, tpm, attempts, patience, price=self.price)
         self.max_in_flight = max_in_flight
+        self.most_billed = attempts
         self.max_new_tokens = max_new_tokens
         self.schema = schema
         self.follows_schema = schema == "always"
@@ -109,18 +112,25 @@ class LiteLLMTeacher(Teacher):
             "max_new_tokens": self.max_new_tokens,
         }
 
+    def chat_key(self) -> str:
+        """Without the length of answers about whole pairs: each question of a chat has its own."""
+        about = {name: value for name, value in self.identity().items() if name != "max_new_tokens"}
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
     # Chat
 
-    async def get_ready_to_chat(self) -> None:
+    async def get_ready_to_chat(self) -> Sequence[ChatReply]:
         """Import litellm and, for schema="auto", try the server. Raises UserError where it can't be asked."""
         await self.close()
         self._line = await self._connect()
+        replies: list[ChatReply] = []
         if self.schema == "auto":
             try:
-                self.follows_schema = await self._holds_to_schemas(self._line)
+                self.follows_schema = await self._holds_to_schemas(self._line, replies)
             except ChatFailed as failed:
                 await self.close()
                 raise UserError(failed.reason) from None
+        return replies
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         if self._line is None or self._line.loop is not asyncio.get_running_loop():
@@ -139,17 +149,19 @@ class LiteLLMTeacher(Teacher):
         provider.opened()
         return line
 
-    async def _holds_to_schemas(self, line: Line) -> bool:
-        """Whether the answer to a question that asks for a sentence follows the schema anyway."""
+    async def _holds_to_schemas(self, line: Line, replies: list[ChatReply]) -> bool:
+        """Whether the answer to a question that asks for a sentence follows the schema anyway. What is answered goes into
+        `replies`."""
         holds = False
         if "response_format" in line.known:
             try:
-                holds = _has_probed_form((await line.ask(PROBE, PROBE.schema)).text)
+                replies.append(await line.ask(PROBE, PROBE.schema))
+                holds = _has_probed_form(replies[0].text)
             except ChatFailed as failed:
                 if failed.stop:
                     raise
                 # It may not take schemas, or not answer at all.
-                await line.ask(PROBE, None)
+                replies.append(await line.ask(PROBE, None))
         if not holds:
             log.warning(
                 "%s doesn't hold answers to a JSON schema: it's asked without one, and its answers are checked.",

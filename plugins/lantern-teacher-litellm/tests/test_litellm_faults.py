@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -203,6 +204,40 @@ def test_what_the_server_asks_to_wait_is_waited(form: str, model: str, teacher: 
     assert time.monotonic() - started < 30
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("headers", "waited"),
+    [
+        (("Retry-After-Ms: 1500", "Retry-After: 2"), 1.5),
+        (("Retry-After-Ms: soon", "Retry-After: 3"), 3.0),
+        (("Retry-After: Mon, 01 Jan 2024 00:00:00 +99999999999999",), None),
+    ],
+)
+def test_milliseconds_and_dates_that_are_none(
+    headers: tuple[str, ...], waited: float | None, model: str, teacher: Make, server: FaultServer, no_waiting: list[float]
+) -> None:
+    server.script = [failure(503, *headers)]
+    assert outcomes(reply(teacher(model=model))) == ["http 503", "ok"]
+    (wait,) = no_waiting
+    assert wait == waited or (waited is None and 0.25 <= wait <= 0.5)
+
+
+@pytest.mark.parametrize("limit", [{"rpm": 60}, {"tpm": 5_100}])
+def test_who_waits_for_a_rate_isnt_sent_while_the_server_wants_none(
+    limit: dict[str, int], teacher: Make, server: FaultServer
+) -> None:
+    """The first is refused while the others wait for their turn, which comes before the server wants any."""
+    reply(teacher())  # the first question of a process takes litellm longer than a turn
+    server.times.clear()
+    server.script = [failure(429, "Retry-After: 2")]
+    found = ask(teacher(**limit), *(ChatRequest(QUESTION.messages, max_tokens=80, seed=at) for at in range(3)))
+    assert all(isinstance(one, ChatReply) for one in found)
+    refused, *later = server.times
+    assert min(later) - refused >= 1.95
+    # And not all at once then.
+    assert all(one - before >= 0.5 for before, one in pairwise(later))
+
+
 def test_a_busy_server_that_names_a_time_is_given_it(teacher: Make, server: FaultServer, no_waiting: list[float]) -> None:
     server.script = [failure(503, "Retry-After: 7")]
     assert outcomes(reply(teacher())) == ["http 503", "ok"]
@@ -215,7 +250,8 @@ def test_patience_ends(teacher: Make, server: FaultServer, monkeypatch: pytest.M
     monkeypatch.setattr("lantern_teacher_litellm.line.LONGEST_WAIT", 0.1)
     server.script = [failure(429)] * 200
     found = failed(teacher(patience=1.2))
-    assert found.attempts[-1].started - found.attempts[0].started < 1.3
+    first = found.attempts[0]
+    assert found.attempts[-1].started - (first.started + first.seconds) < 1.3
     assert len(found.attempts) >= 3
     assert not found.stop
     assert "(HTTP 429) for the 1.2 seconds of patience" in found.reason
@@ -445,7 +481,19 @@ def test_litellms_cache_is_never_asked(teacher: Make, server: FaultServer, monke
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("3", 3.0), ("0.5", 0.5), ("-4", 0.0), ("soon", None), (None, None), ("", None), ("nan", None), ("inf", None)],
+    [
+        ("3", 3.0),
+        ("0.5", 0.5),
+        ("-4", 0.0),
+        ("soon", None),
+        (None, None),
+        ("", None),
+        ("nan", None),
+        ("inf", None),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999", None),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0.0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+    ],
 )
 def test_retry_after(value: str | None, seconds: float | None) -> None:
     assert retry_after(value) == seconds

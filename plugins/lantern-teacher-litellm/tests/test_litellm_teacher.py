@@ -108,6 +108,31 @@ def test_what_changes_answers_is_in_the_identity_and_nothing_else() -> None:
     )
 
 
+def test_what_stages_are_asked_depends_on_no_slash_and_no_length_of_other_answers() -> None:
+    def key(**arguments: Any) -> str:
+        return LiteLLMTeacher(**{"model": "openai/m", "base_url": "http://a/v1", **arguments}).chat_key()
+
+    assert key() == key(base_url="http://a/v1/") == key(max_new_tokens=9)
+    assert len({key(), key(model="openai/n"), key(base_url="http://b/v1"), key(schema="never")}) == 4
+    slash = LiteLLMTeacher("openai/m", "http://a/v1/")
+    assert slash.cache_key() == LiteLLMTeacher("openai/m", "http://a/v1").cache_key()
+
+
+def test_what_is_asked_to_get_ready_is_told(teacher: Make, server: FaultServer) -> None:
+    able = teacher(schema="auto", price=TokenPrice(10.0, 100.0))
+
+    async def main() -> Any:
+        found = await able.get_ready_to_chat()
+        await able.close()
+        return found
+
+    (probe,) = asyncio.run(main())
+    assert probe.cost == pytest.approx((30 * 10 + 12 * 100) / 1e6)
+    assert [attempt.outcome for attempt in probe.attempts] == ["ok"]
+    server.usual = lambda body, number: failure(400) if "response_format" in body else http(200, completion())
+    assert len(asyncio.run(main())) == 1
+
+
 @pytest.mark.parametrize(
     ("model", "price"),
     [

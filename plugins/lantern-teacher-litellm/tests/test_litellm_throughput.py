@@ -21,8 +21,9 @@ def bench(folder: Path, *arguments: object) -> dict[str, Any]:
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
-    figures = bench(tmp_path, "--requests", 32, "--rounds", 2, "--in-flight", 16, "--latency", 0.05, "--memory", 80)
+    figures = bench(tmp_path, "--requests", 64, "--rounds", 2, "--in-flight", 16, "--latency", 0.5, "--memory", 80)
     assert figures["ratio"] > 0
+    assert figures["ratio of CPU"] > 0
     assert figures["most open"] == 16
     assert len(figures["memory in MiB"]) == 10
 
@@ -33,5 +34,5 @@ def test_the_store_and_the_retries_cost_little_and_memory_stays_flat(tmp_path: P
     figures = bench(tmp_path, "--requests", 256, "--rounds", 21, "--memory", 20_000)
     memory = figures["memory in MiB"]
     assert max(memory[1:]) - memory[0] < 20, memory
-    # 0.9 on a quiet machine; a busy one moves it by a tenth either way.
-    assert figures["ratio"] > 0.8
+    # By the CPU that each takes too: what else a busy machine does moves the rates by a tenth either way.
+    assert max(figures["ratio"], figures["ratio of CPU"]) >= 0.9

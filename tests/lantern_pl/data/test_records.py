@@ -178,6 +178,19 @@ def test_a_pair_id_that_comes_twice_names_both_lines(tmp_path: Path) -> None:
     assert "pairs.jsonl:1;" in message
 
 
+@pytest.mark.parametrize("name", ["job", "candidate"])
+def test_an_id_that_stands_for_two_texts_names_both_lines(tmp_path: Path, name: str) -> None:
+    """What a teacher reads once for each id would be taken for the wrong text."""
+    same = {"job_text": "A job.", "candidate_text": "A person.", "job_id": "j", "candidate_id": "c"}
+    other = {**same, f"{name}_text": "Something else.", "pair_id": "other"}
+    message = complaint(tmp_path, same, {**row(1), "job_id": "k", "candidate_id": "d"}, other)
+    assert f"pairs.jsonl:3: has the same {name}_id as " in message
+    assert "pairs.jsonl:1, but another text" in message
+    assert "Something" not in message
+    spaced = {**other, f"{name}_text": same[f"{name}_text"].replace(" ", "  ")}
+    assert len(read(tmp_path, same, spaced)) == 2
+
+
 def test_a_pair_that_comes_twice_without_ids(tmp_path: Path) -> None:
     assert "has the same job and candidate as " in complaint(tmp_path, row(0), row(0))
 

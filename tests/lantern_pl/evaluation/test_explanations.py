@@ -10,8 +10,9 @@ import pytest
 from lantern_pl.data.pair import Pair
 from lantern_pl.evaluation.asking import Written
 from lantern_pl.evaluation.bootstrap import Bootstrap
-from lantern_pl.evaluation.explanation_checks import Quote, check_explanation, quoted
+from lantern_pl.evaluation.explanation_checks import Quote, check_explanation
 from lantern_pl.evaluation.explanations import check_all, distinct, explanation_statistics
+from lantern_pl.labelling.evidence import quoted
 from lantern_pl.tasks import Task
 
 JOB = "We need Python, SQL and Docker. Five years of experience."

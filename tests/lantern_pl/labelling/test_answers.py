@@ -14,11 +14,11 @@ from lantern_pl.labelling.answers import (
     REASONS,
     BadAnswer,
     check_quotes,
-    is_verbatim,
     read_answer,
     repair_messages,
 )
-from lantern_pl.tasks.guide import Guide
+from lantern_pl.labelling.evidence import is_verbatim
+from lantern_pl.tasks.guide import Guide, compact
 from lantern_pl.tasks.stage import Stage
 
 LEVELS = ["low", "medium", "high"]
@@ -49,13 +49,16 @@ def good(rng: Random) -> tuple[Fields, Fields]:
         "requirements": requirements,
         "level": rng.choice(LEVELS),
         "confidence": rng.choice([0, 1, 0.25, 0.8]),
-        "explanation": f"Meets {len(requirements)} things: 'so it's said', {rng.random()}.",
+        "explanation": f"Meets {len(requirements)} things: “{' '.join(words[:4])}”, 'so', {rng.random()}.",
     }
     return row, answer
 
 
-def read(text: str, row: Fields, strict: bool, finish_reason: str = "stop", stage: Stage = STAGE) -> Fields:
-    return read_answer(text, finish_reason, stage, LEVELS, texts(row), strict)
+def read(
+    text: str, row: Fields, strict: bool, finish_reason: str = "stop", stage: Stage = STAGE, **answers: Fields
+) -> Fields:
+    shown = texts(row) | {name: compact(answer) for name, answer in answers.items()}
+    return read_answer(text, finish_reason, stage, LEVELS, shown, strict)
 
 
 def reason(text: str, row: Fields, strict: bool, finish_reason: str = "stop") -> str:
@@ -271,6 +274,25 @@ REFUSALS = [
     "I must decline this request.",
     "I am not able to rate candidates.",
     "I don't feel comfortable judging this person.",
+    "I'm afraid I can't do that.",
+    "I'm unable to make hiring decisions.",
+    "My apologies, I cannot do so.",
+    "I won't rate people.",
+    "I do not evaluate individuals.",
+    "We are not able to share an opinion on candidates.",
+    "This request goes against my guidelines.",
+    "Making hiring decisions is not something I do.",
+    "That's not something I can do.",
+    "I'm just an AI, so a recruiter should decide.",
+    "I would rather not judge this person.",
+    "Cannot comply.",
+    "Thank you for asking, but I have to decline.",
+    "Your request can't be fulfilled.",
+    "I'm sorry. A person should decide this.",
+    "As a large language model trained by someone, I do not have opinions.",
+    "I respectfully decline.",
+    "I could not in good conscience assess anyone.",
+    "Es tut mir leid, dabei kann ich nicht helfen.",
 ]
 
 
@@ -288,6 +310,28 @@ def refusal_beside_the_object(rng: Random, answer: Fields, row: Fields) -> str:
 @spoils("refused")
 def refusal_in_the_form(rng: Random, answer: Fields, row: Fields) -> str:
     answer["explanation"] = rng.choice(REFUSALS) + rng.choice(["", " Please ask a recruiter."])
+    return json.dumps(answer)
+
+
+@spoils("refused")
+def refusal_in_a_list(rng: Random, answer: Fields, row: Fields) -> str:
+    item(rng, answer)["requirement"] = rng.choice(REFUSALS)
+    return json.dumps(answer)
+
+
+@spoils("evidence isn't in the text")
+def invented_words_in_the_explanation(rng: Random, answer: Fields, row: Fields) -> str:
+    said = rng.choice(["ten years of COBOL", "I led a fleet of ships.", "ran it ... for nine winters at sea"])
+    opening, closing = rng.choice(['""', "''", "“”", "‘’", "«»"])
+    answer["explanation"] = f"Fits well: {opening}{said}{closing} is what the candidate says."
+    return json.dumps(answer)
+
+
+@spoils("the best level without evidence")
+def best_level_without_evidence(rng: Random, answer: Fields, row: Fields) -> str:
+    answer["level"] = "high"
+    unmet = {"verdict": "unmet", "evidence": rng.choice(["", " ".join(row["candidate_text"].split()[:3])])}
+    answer["requirements"] = [given | unmet for given in answer["requirements"][: rng.randrange(4)]]
     return json.dumps(answer)
 
 
@@ -434,6 +478,14 @@ def test_words_of_a_refusal_do_not_make_one() -> None:
         "I cannot find Kafka in the text; all else is met.",
         "Unfortunately, Kafka is missing.",
         "Lacks Kafka. Sorry state of documents, yet able to assist customers.",
+        "As an AI engineer, the candidate fits.",
+        "I can't see Kafka in the text.",
+        "I am unable to confirm five years.",
+        "It is unclear whether the candidate can't travel.",
+        "I would say that the fit is high.",
+        "No licence is shown; sorry.",
+        "This job can be done.",
+        "Making cheese is what the candidate does.",
     ]:
         answer["explanation"] = said
         assert read(json.dumps(answer), row, strict=True)["explanation"] == said
@@ -514,6 +566,56 @@ def test_evidence_is_looked_for_in_its_own_text() -> None:
         check_quotes([("candidate_text", "Kafka wanted")], texts)
 
 
+def test_what_a_person_says_of_themselves_is_no_refusal() -> None:
+    row, answer = good(Random(8))
+    row = {**row, "candidate_text": row["candidate_text"] + " I am not able to travel."}
+    answer["requirements"][0]["requirement"] = "I am not able to travel"
+    assert read(json.dumps(answer), row, strict=True) == answer
+    answer["explanation"] = "I am not able to travel"
+    assert reason(json.dumps(answer), row, strict=True) == "refused"
+
+
+def test_an_explanation_may_quote_with_its_own_punctuation_and_what_is_asked_for() -> None:
+    row, answer = good(Random(9))
+    words = row["candidate_text"].split()
+    answer["requirements"][0]["requirement"] = "Years of calm at sea"
+    for said in [
+        f"Says '{' '.join(words[:4]).upper()}.' and more.",
+        f"Says “{' '.join(words[:3])} … {' '.join(words[5:8])}”.",
+        f'Says "{" ".join(row["job_text"].split()[:4])}", which the job does.',
+        "Asked for 'years of calm at sea', and 'not met', 'nice'.",
+        "The candidate's team's work isn't 'unmet'.",
+    ]:
+        answer["explanation"] = said
+        assert read(json.dumps(answer), row, strict=True)["explanation"] == said
+
+
+JUDGED = [
+    ([("Python", "met"), ("SQL", "unmet")], None),
+    ([(" sql.", "unmet"), ("python", "met")], None),
+    ([("Python", "met")], "another list than the given one"),
+    ([("Python", "met"), ("SQL", "unmet"), ("Rust", "unmet")], "another list than the given one"),
+    ([("Python", "met"), ("SQL", "unmet"), ("SQL", "met")], "another list than the given one"),
+    ([("Java", "met"), ("SQL", "unmet")], "another list than the given one"),
+    ([], "another list than the given one"),
+]
+
+
+@pytest.mark.parametrize(("judged", "expected"), JUDGED)
+def test_a_judge_goes_through_the_requirements_that_were_found(judged: list[tuple[str, str]], expected: str | None) -> None:
+    row = PAIRS[0]
+    words = " ".join(row["candidate_text"].split()[:3])
+    _, _, judge, _ = Guide().plan(LEVELS)
+    given = {"requirements": [{"requirement": name, "kind": "must"} for name in ("Python", "SQL")]}
+    items = [{"requirement": name, "verdict": said, "evidence": words if said == "met" else ""} for name, said in judged]
+    text = json.dumps({"requirements": items, "level": "low", "confidence": 1})
+    if expected is None:
+        assert read(text, row, strict=True, stage=judge, requirements=given)["level"] == "low"
+        return
+    with pytest.raises(BadAnswer, match=expected):
+        read(text, row, strict=True, stage=judge, requirements=given)
+
+
 def test_a_stage_of_each_kind_can_be_answered() -> None:
     row = PAIRS[0]
     words = " ".join(row["candidate_text"].split()[:3])
@@ -544,7 +646,8 @@ def test_a_stage_of_each_kind_can_be_answered() -> None:
         ),
         (explain, {"explanation": "Because."}),
     ]:
-        assert read(json.dumps(answer), row, strict=True, stage=stage) == answer
+        given = {"requirements": [{**said, "kind": "must"} for said in answer.get("requirements", [])]}
+        assert read(json.dumps(answer), row, strict=True, stage=stage, requirements=given) == answer
     with pytest.raises(BadAnswer, match="evidence"):
         read(json.dumps({"facts": [{"fact": "Speaks", "evidence": ""}]}), row, strict=True, stage=facts)
 

@@ -354,6 +354,31 @@ def test_an_export_that_cannot_be_written_stays_whole(labels: Path, monkeypatch:
     assert _found(labels) == set()
 
 
+def test_predictions_and_signal_sets_that_are_named_go_too(labels: Path, tmp_path: Path) -> None:
+    answers, signals, other = tmp_path / "answers", tmp_path / "signals", tmp_path / "other"
+    answers.mkdir()
+    rows = [{"pair_id": f"p{at}", "candidate_id": f"candidate-{at}", "explanation": f"{CANARY} {at}"} for at in (7, 8)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), answers / "part-00000.parquet")
+    signals.mkdir()
+    for name in ("shard-00000.safetensors", "head.safetensors", ".shard-00001.safetensors.x1"):
+        (signals / name).write_bytes(CANARY.encode())
+    (signals / "manifest.json").write_text(json.dumps({"teacher": {}, "shards": []}))
+    purged = purge(labels, "candidate-7", predictions=[answers], signals=[signals])
+    assert pyarrow.parquet.read_table(answers / "part-00000.parquet").to_pylist() == rows[1:]
+    assert not signals.exists()
+    assert purged.files[str(answers / "part-00000.parquet")] == 1
+    assert purged.files[str(signals)] == 4
+    purge(labels, "candidate-7", predictions=[answers], signals=[signals])
+
+    other.mkdir()
+    for name, content in (("manifest.json", '{"kind": "labels"}'), ("head.safetensors", "a model")):
+        (other / name).write_text(content)
+        with pytest.raises(UserError, match="holds no signal set"):
+            purge(labels, "candidate-7", signals=[other])
+        assert (other / name).exists()
+        (other / name).unlink()
+
+
 def test_a_folder_without_store_or_in_use(tmp_path: Path, labels: Path) -> None:
     with pytest.raises(UserError, match="holds no label store"):
         purge(tmp_path, "candidate-7")

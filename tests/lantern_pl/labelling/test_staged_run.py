@@ -18,7 +18,7 @@ from lantern_pl.labelling.account import Budget, Price
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.labels import NOT_ASKED, Label, NoLabel
 from lantern_pl.labelling.preflight import forecast
-from lantern_pl.labelling.staged import StagedRun
+from lantern_pl.labelling.staged import StagedRun, seed_of
 from lantern_pl.labelling.store import LabelStore
 from lantern_pl.tasks import Task
 from lantern_pl.tasks.guide import Guide
@@ -129,21 +129,53 @@ def test_a_stopped_run_goes_on(run: Label_, pairs: list[Pair]) -> None:
 
 
 def test_several_samples_become_votes(run: Label_, pairs: list[Pair]) -> None:
+    sample_of = {seed_of(0, sample): sample for sample in range(4)}
+
     def vary(request: ChatRequest, reply: ChatReply) -> ChatReply:
         answer = json.loads(reply.text)
         if "level" in answer:
-            answer["level"] = ["high", "low", "high", "medium", "low"][request.seed]
+            answer["level"] = ["medium", "low", "medium", "low"][sample_of[request.seed]]
         return replace(reply, text=json.dumps(answer))
 
     teacher = RubricChat(spoil=vary)
-    done = run(teacher, samples=5, temperature=0.7)
+    done = run(teacher, samples=4, temperature=0.7)
     label = done.label(pairs[0])
     assert isinstance(label, Label)
     # Of equals the lower level, as everywhere; the explanation is of a sample that says so.
-    assert (label.level, label.votes) == ("low", (2.0, 1.0, 2.0))
+    assert (label.level, label.votes) == ("low", (2.0, 2.0, 0.0))
     assert label.explanation == "Fits by low as the rubric says."
-    assert teacher.asked["requirements,level,confidence"] == 5 * len(pairs)
+    assert teacher.asked["requirements,level,confidence"] == 4 * len(pairs)
     assert teacher.asked["explanation"] == len(pairs)
+
+
+@pytest.mark.parametrize(("readable", "labelled"), [(2, False), (3, True)])
+def test_the_few_samples_that_can_be_read_are_no_votes(
+    run: Label_, pairs: list[Pair], readable: int, labelled: bool
+) -> None:
+    """One of five would be a label of full certainty."""
+    good = [seed_of(0, sample) for sample in range(readable)]
+
+    def spoil(request: ChatRequest, reply: ChatReply) -> ChatReply:
+        return reply if request.seed in good or "level" not in reply.text else replace(reply, text="no")
+
+    done = run(RubricChat(spoil=spoil), samples=5, temperature=0.7, repair_turns=0)
+    for pair in pairs:
+        label = done.label(pair)
+        if labelled:
+            assert isinstance(label, Label)
+            assert sum(label.votes or ()) == readable
+        else:
+            assert label == NoLabel("judge: no more than half of the samples could be read")
+
+
+def test_another_seed_has_samples_of_its_own(run: Label_, pairs: list[Pair]) -> None:
+    asked = {}
+    for seed in (0, 1):
+        teacher = RubricChat()
+        run(teacher, samples=3, temperature=0.7, seed=seed)
+        asked[seed] = {request.seed for request in teacher.requests}
+        assert teacher.asked["requirements,level,confidence"] == 3 * len(pairs)
+    assert not asked[0] & asked[1]
 
 
 def test_a_bad_answer_is_asked_for_again_and_counted(run: Label_, pairs: list[Pair]) -> None:
@@ -296,6 +328,112 @@ def test_a_budget_holds_for_the_longest_answers_too(run: Label_) -> None:
         teacher = RubricChat(price=(10.0, 30.0), spoil=longest, latency=0.001)
         spent = run(teacher, budget=limit, seed=int(limit * 100)).budget.spent
         assert limit - 0.1 < spent <= limit
+
+
+@pytest.mark.parametrize("told", [(0, 0), (100, 0), (0, 20)])
+def test_answers_without_their_tokens_count_with_the_most_they_can_cost(run: Label_, told: tuple[int, int]) -> None:
+    def silent(request: ChatRequest, reply: ChatReply) -> ChatReply:
+        return replace(reply, prompt_tokens=told[0], completion_tokens=told[1])
+
+    teacher = RubricChat(price=(20.0, 20.0), spoil=silent, latency=0.001)
+    done = run(teacher, budget=0.3)
+    assert done.ended_by_budget
+    assert 0.2 < done.budget.spent <= 0.3
+    assert {row.cost for row in done.store.rows()} == {None}
+    assert done.tallies["requirements"].cost is None
+    assert done.store.totals().unpriced == sum(teacher.asked.values())
+
+
+def test_what_a_teacher_asks_for_itself_is_accounted_for(run: Label_) -> None:
+    class Probing(RubricChat):
+        async def get_ready_to_chat(self) -> list[ChatReply]:
+            return [ChatReply("", "stop", 1000, 500, attempts=(Attempt(0.0, 0.1, "ok"),))]
+
+    done = run(Probing(price=(20.0, 20.0)), budget=100.0)
+    tally = done.tallies["getting ready"]
+    assert (tally.asked, tally.prompt_tokens, tally.completion_tokens, tally.attempts) == (1, 1000, 500, {"ok": 1})
+    assert tally.cost == pytest.approx(0.03)
+    assert done.budget.spent == pytest.approx(sum(one.cost or 0.0 for one in done.tallies.values()))
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_attempts_that_may_be_billed_are_charged(run: Label_, answered: bool) -> None:
+    """Timeouts and answers that nobody could read were made by a model all the same; a refused connection wasn't."""
+    tried = ("timeout", "unreadable", "no server", "http 429", "http 500", "http 504")
+    lost = tuple(Attempt(0.0, 0.1, outcome) for outcome in tried)
+
+    def fail(request: ChatRequest, reply: ChatReply) -> ChatReply:
+        if answered:
+            return replace(reply, attempts=(*lost, *reply.attempts))
+        raise ChatFailed("no answer: timeout", lost)
+
+    teacher = RubricChat(price=(20.0, 20.0), spoil=fail, latency=0.001, most_billed=4)
+    done = run(teacher, budget=0.5)
+    assert done.ended_by_budget
+    assert 0.2 < done.budget.spent <= 0.5
+    request = teacher.requests[0]
+    most = Price(20.0, 20.0).of(sum(len(m["content"].encode()) + 64 for m in request.messages), request.max_tokens)
+    # Three of the six, for questions that are more or less as long.
+    assert done.budget.spent > 2.5 * most * len(teacher.requests)
+    if not answered:
+        assert {row.cost for row in done.store.rows()} == {None}
+
+
+@pytest.mark.parametrize("end", ["budget", "key", "fault", "timeout"])
+def test_an_answer_whose_correction_is_not_to_be_had_is_kept_and_goes_on_there(
+    run: Label_, pairs: list[Pair], end: str
+) -> None:
+    """What was paid for stays on record, and isn't paid for again."""
+
+    def spoil(request: ChatRequest, reply: ChatReply) -> ChatReply:
+        if len(request.messages) == 2:
+            return replace(reply, text="I think so.")
+        if end == "key":
+            raise ChatFailed("The server doesn't accept the key.", (Attempt(0.0, 0.1, "http 401"),), stop=True)
+        if end == "timeout":
+            raise ChatFailed("no answer: timeout", (Attempt(0.0, 0.1, "timeout"),))
+        raise RuntimeError("a fault of the plugin")
+
+    price = (20.0, 20.0)
+    first = RubricChat(spoil=spoil, max_in_flight=1, price=price)
+    if end == "budget":
+        # Enough for one question, and for none with an answer and its correction beside it.
+        first.spoil = lambda request, reply: replace(spoil(request, reply), prompt_tokens=3000)
+        begun = run(first, budget=0.12)
+        assert begun.ended_by_budget
+    elif end == "timeout":
+        begun = run(first)
+    else:
+        with pytest.raises(UserError):
+            run(first)
+        begun = run(RubricChat(price=price), go=False)
+    row = next(iter(begun.store.rows("requirements")))
+    assert (row.state, row.reason, row.raw, row.repairs) == ("quarantined", "no JSON object", "I think so.", 0)
+    assert row.completion_tokens == 20
+    assert begun.store.totals().answers == sum(begun.store.counts().values())
+    if end == "key":
+        assert [attempt.outcome for attempt in begun.store.attempts(row.key)] == ["ok", "http 401"]
+
+    second = RubricChat(price=price)
+    done = run(second)
+    assert [message["role"] for message in second.requests[0].messages] == ["system", "user", "assistant", "user"]
+    assert second.requests[0].messages[2]["content"] == "I think so."
+    assert all(isinstance(done.label(pair), Label) for pair in pairs)
+    again = next(kept for kept in done.store.rows("requirements") if kept.key == row.key)
+    assert (again.state, again.repairs, again.completion_tokens) == ("ok", 1, 20)
+    assert done.tallies["requirements"].repairs >= 1
+
+
+def test_an_answer_that_is_corrected_often_enough_stays_in_quarantine(run: Label_) -> None:
+    def fail(request: ChatRequest, reply: ChatReply) -> ChatReply:
+        if len(request.messages) > 2:
+            raise ChatFailed("no answer: timeout")
+        return replace(reply, text="no")
+
+    run(RubricChat(spoil=fail), repair_turns=1)
+    without = RubricChat()
+    run(without, repair_turns=0)
+    assert not without.asked
 
 
 def test_a_budget_needs_a_price(run: Label_) -> None:
