@@ -43,26 +43,25 @@ def shard_student(student: nn.Module, model: Any, mesh: DeviceMesh, forwards: tu
 
 
 def shard_frozen(lm: Any, mesh: DeviceMesh) -> None:
-    """Shard a causal LM that is only asked for hidden states: its backbone is the root, and the head a sharded tensor that
-    `whole_tensor` gathers."""
-    backbone, head = lm.get_decoder(), lm.get_output_embeddings()
-    tied = head.weight is backbone.get_input_embeddings().weight
+    """Shard the layers, the embeddings and the head of a causal LM that is only asked for hidden states. Each of them is a
+    root of its own, but the head, a sharded tensor that `whole_tensor` gathers.
+
+    Not the backbone as a whole: transformers looks its class up to find what it can record, and FSDP gives it another.
+    """
+    embeddings, head = lm.get_input_embeddings(), lm.get_output_embeddings()
+    tied = head.weight is embeddings.weight
     _shard_layers(lm, mesh)
-    fully_shard(backbone, mesh=mesh, reshard_after_forward=True)
+    fully_shard(embeddings, mesh=mesh, reshard_after_forward=True)
     for name, parameter in list(head.named_parameters()):
-        if tied and name == "weight":
-            sharded = backbone.get_input_embeddings().weight
-        else:
-            sharded = nn.Parameter(
-                distribute_tensor(parameter.detach(), mesh, [Shard(0)], src_data_rank=None), requires_grad=False
-            )
-        setattr(head, name, sharded)
+        whole = parameter.detach()
+        sharded = nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None), requires_grad=False)
+        setattr(head, name, embeddings.weight if tied and name == "weight" else sharded)
 
 
 def _shard_layers(model: Any, mesh: DeviceMesh) -> None:
     for owner, name in layer_stacks(model):
         for layer in getattr(owner, name):
-            fully_shard(layer, mesh=mesh)
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
 
 
 @contextmanager

@@ -119,6 +119,7 @@ class HFTeacher(Teacher):
             return self.to(device)
         if not self.asked_together:
             shard_frozen(self._load(device), init_device_mesh(device.type, (dist.get_world_size(),)))
+            self.to(device)  # what is too small to be sharded
             self.asked_together = True
         return self
 
