@@ -99,7 +99,8 @@ class EncoderStudent(Student):
         if teacher is not None and "level_probs" not in teacher.capabilities and (self.terms or hidden_states is None):
             raise UserError(
                 f"The teacher {type(teacher).__name__} gives no level distributions (it can: "
-                f"{', '.join(sorted(teacher.capabilities))}); lantern_pl.teachers.hf and lantern_pl.teachers.rubric do."
+                f"{', '.join(sorted(teacher.capabilities))}); lantern_pl.teachers.hf, without shard: true, "
+                "and lantern_pl.teachers.rubric do."
             )
         self.teacher = teacher
         self.hidden_states: HiddenStateTerm | None = None

@@ -19,7 +19,7 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.divergences.first_party import KL
 from lantern_pl.sharding import gather
-from lantern_pl.students import DecoderStudent, EncoderStudent, HiddenStates, Lora, Student
+from lantern_pl.students import DecoderStudent, EncoderStudent, HiddenStates, Lora, OnPolicy, Student
 from lantern_pl.teachers.local_model import HFTeacher
 
 
@@ -28,6 +28,7 @@ class Keep(Callback):
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
+        self.texts: list[str] = []
 
     def on_train_start(self, trainer, student) -> None:
         def keep(*_) -> None:
@@ -42,6 +43,11 @@ class Keep(Callback):
             )
 
         trainer.optimizers[0].register_step_post_hook(keep)
+
+    def on_train_end(self, trainer, student) -> None:
+        if student.kind == "decoder":
+            # Processes write a different number of answers, of different lengths.
+            self.texts = student.explain(trainer.datamodule.pairs["train"][: 1 + trainer.global_rank])
 
 
 def checksum(teacher: HFTeacher) -> str:
@@ -68,13 +74,19 @@ def make_student(case: dict[str, Any]) -> Student:
             mixture=mixture,
             cross_entropy=0.5,
             hidden_states=HiddenStates(layers=[(1, 1), (-1, -1)]) if case.get("hidden_states") else None,
+            on_policy=OnPolicy(fraction=1.0, max_new_tokens=4) if case.get("on_policy") else None,
+            max_new_tokens=8,
         )
     if case.get("lora"):
         # B is 0 in the beginning, which would leave A without a gradient.
         for name, parameter in student.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-    return student.double() if case.get("double") else student
+    if case.get("double", True):
+        student.double()
+        if getattr(student, "teacher", None) is not None:
+            student.teacher.lm.double()
+    return student
 
 
 def run(case: dict[str, Any], ranks: int) -> dict[str, Any]:
@@ -104,14 +116,13 @@ def run(case: dict[str, Any], ranks: int) -> dict[str, Any]:
     trainer.fit(student, data)
     (step,) = keep.steps
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    counts = torch.tensor([float(student._rows_trained)])
     names = {name for name, _ in student.named_parameters()} | set(student.state_dict())
     return {
         **step,
         "figures": figures,
-        "rows": float(counts),
+        "first_text": next(iter(keep.texts), None),
         "teacher_same": before is None or checksum(teacher) == before,
-        "teacher_outside": not any("teacher" in name for name in names),
+        "teacher_in_student": any("teacher" in name for name in names),
         "teacher_sharded": teacher is not None and any(isinstance(p, DTensor) for p in teacher.lm.parameters()),
     }
 
