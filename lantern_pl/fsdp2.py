@@ -1,4 +1,4 @@
-"""`trainer.strategy: fsdp2`: Lightning's ModelParallelStrategy with all processes sharding one student, and our checkpoints."""
+"""`trainer.strategy: fsdp2`: Lightning's ModelParallelStrategy over all processes of a run, with our checkpoints."""
 
 from collections.abc import Mapping
 from datetime import timedelta

@@ -143,8 +143,8 @@ class EncoderStudent(Student):
         given = (self.levels, self._head["pooling"], self._head["depth"])
         if found != given:
             raise UserError(
-                f"{self.model_name!r} is a student with levels, pooling and head_depth {found}, the config says {given}: set "
-                "model.init_args to the student's."
+                f"{self.model_name!r} is a student with levels, pooling and head_depth {found}, the config says {given}: "
+                "set model.init_args to the student's."
             )
         return classifier
 

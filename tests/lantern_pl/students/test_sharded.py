@@ -168,19 +168,19 @@ def test_texts_are_compared_that_say_something(alone: dict[str, Case]) -> None:
 def test_other_strategies_are_refused() -> None:
     for strategy in (FSDP2(), DDPStrategy()):
         check_strategy(strategy)
-    with pytest.raises(UserError, match="ModelParallelStrategy.*give ddp .* or fsdp2"):
+    with pytest.raises(UserError, match=r"ModelParallelStrategy.*give ddp .* or fsdp2"):
         check_strategy(ModelParallelStrategy())
 
 
 def test_a_teacher_on_the_students_base_is_refused_under_fsdp2(tiny_lm: Path) -> None:
     student = DecoderStudent(str(tiny_lm), lora=Lora(rank=2), teacher=SharedBaseTeacher(str(tiny_lm)))
     student._trainer = SimpleNamespace(strategy=FSDP2(), datamodule=SimpleNamespace(task=Task(), max_length=64))
-    with pytest.raises(UserError, match="shared_base.*fsdp2.*take the strategy ddp"):
+    with pytest.raises(UserError, match=r"shared_base.*fsdp2.*take the strategy ddp"):
         student.setup("fit")
 
 
 def test_a_sharded_teacher_is_for_decoders_and_whole_texts(tiny_lm: Path, tiny_encoder: Path) -> None:
     with pytest.raises(UserError, match="shard and share_prefixes"):
         HFTeacher(str(tiny_lm), share_prefixes=True, shard=True)
-    with pytest.raises(UserError, match="level distributions.*without shard: true"):
+    with pytest.raises(UserError, match=r"level distributions.*without shard: true"):
         EncoderStudent(str(tiny_encoder), teacher=HFTeacher(str(tiny_lm), shard=True), cross_entropy=0.5, hidden_states=None)
