@@ -19,14 +19,15 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.divergences.first_party import KL
 from lantern_pl.sharding import gather
-from lantern_pl.students import DecoderStudent, EncoderStudent, HiddenStates, Lora, OnPolicy, Student
+from lantern_pl.students import DecoderStudent, EncoderStudent, HiddenStates, Lora, OnPolicy, Optimization, Student
 from lantern_pl.teachers.local_model import HFTeacher
 
 
 class Keep(Callback):
     """Keeps what the optimizer is given: normalised, and clipped if so configured."""
 
-    def __init__(self) -> None:
+    def __init__(self, fault: bool) -> None:
+        self.fault = fault
         self.steps: list[dict[str, Any]] = []
         self.texts: list[str] = []
 
@@ -43,6 +44,11 @@ class Keep(Callback):
             )
 
         trainer.optimizers[0].register_step_post_hook(keep)
+
+    def on_after_backward(self, trainer, student) -> None:
+        if self.fault and trainer.global_rank == 1:
+            gradient = next(p.grad for p in student.parameters() if p.grad is not None)
+            (gradient.to_local() if isinstance(gradient, DTensor) else gradient).fill_(torch.nan)
 
     def on_train_end(self, trainer, student) -> None:
         if student.kind == "decoder":
@@ -76,6 +82,7 @@ def make_student(case: dict[str, Any]) -> Student:
             hidden_states=HiddenStates(layers=[(1, 1), (-1, -1)]) if case.get("hidden_states") else None,
             on_policy=OnPolicy(fraction=1.0, max_new_tokens=4) if case.get("on_policy") else None,
             max_new_tokens=8,
+            optimization=Optimization(not_finite="skip"),
         )
     if case.get("lora"):
         # B is 0 in the beginning, which would leave A without a gradient.
@@ -90,7 +97,7 @@ def make_student(case: dict[str, Any]) -> Student:
 
 
 def run(case: dict[str, Any], ranks: int) -> dict[str, Any]:
-    student, keep = make_student(case), Keep()
+    student, keep = make_student(case), Keep(fault=case.get("fault", False))
     teacher = getattr(student, "teacher", None)
     before = checksum(teacher) if teacher else None
     data = PairDataModule(
@@ -120,6 +127,7 @@ def run(case: dict[str, Any], ranks: int) -> dict[str, Any]:
     return {
         **step,
         "figures": figures,
+        "skipped": student.skipped_steps,
         "first_text": next(iter(keep.texts), None),
         "teacher_same": before is None or checksum(teacher) == before,
         "teacher_in_student": any("teacher" in name for name in names),

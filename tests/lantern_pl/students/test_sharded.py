@@ -64,7 +64,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path, tiny_encoder:
     decoder = whole | {"kind": "decoder", "model": str(tiny_lm)}
     return {
         "decoder": decoder,
-        "untied": decoder | {"model": str(untied)},
+        "untied": decoder | {"model": str(untied), "teacher": str(tiny_lm)},
         "lora": decoder | {"lora": True},
         "hidden states": decoder | {"hidden_states": True},
         "clipped": decoder | {"clip": 0.1, "clip_by": "norm"},
@@ -111,6 +111,7 @@ FOUR = [
 def two(kinds: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     cases = {name: on_several(kinds, name, 2, accumulate) for name, accumulate in TWO}
     cases["on its own texts"] = cases["decoder / fsdp2"] | {"on_policy": True}
+    cases["fault"] = cases["decoder / fsdp2"] | {"fault": True}
     return steps_of(cases, tmp_path_factory.mktemp("two"), 2)
 
 
@@ -159,6 +160,12 @@ def test_the_students_texts_are_read_and_learned_from(two: dict[str, Case]) -> N
     found = two["on its own texts"]
     assert found["sharded"] == 1.0
     assert found["figures"]["train/on_policy_kl"] > 0
+
+
+def test_a_gradient_that_is_bad_in_one_process_is_left_out_by_all(two: dict[str, Case]) -> None:
+    assert two["fault"]["skipped"] == 1
+    assert two["fault"]["gradients"] == {}
+    assert two["decoder / fsdp2"]["skipped"] == 0
 
 
 def test_texts_are_compared_that_say_something(alone: dict[str, Case]) -> None:
