@@ -144,6 +144,7 @@ def complete(
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stops),
         pad_token_id=pad,
+        synced_gpus=False,  # of processes that share a sharded model, each has all of it by now
         **(drawn if temperature else {"do_sample": False}),
     )
     return [_up_to_stop(ids, stops) for ids in out[:, width:].tolist()]

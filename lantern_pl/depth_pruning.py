@@ -32,12 +32,7 @@ def keep_layers(model: PreTrainedModel, pruning: DepthPruning) -> None:
     config = model.config.get_text_config()
     total = config.num_hidden_layers
     kept = pruning.indices(total)
-    stacks = [
-        (module, name)
-        for module in model.modules()
-        for name, child in module.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == total
-    ]
+    stacks = layer_stacks(model)
     if len(stacks) != 1:
         raise UserError(
             f"layers can't be used with {type(model).__name__}: {len(stacks)} stacks of {total} layers, one is needed."
@@ -54,3 +49,14 @@ def keep_layers(model: PreTrainedModel, pruning: DepthPruning) -> None:
         if isinstance(value, list) and len(value) == total:  # layer_types and the like, one entry for each layer
             setattr(config, key, [value[i] for i in kept])
     config.num_hidden_layers = len(kept)
+
+
+def layer_stacks(model: PreTrainedModel) -> list[tuple[nn.Module, str]]:
+    """Where a model's layers are: each module that holds a list of them, and the list's name in it. Mostly one."""
+    total = model.config.get_text_config().num_hidden_layers
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == total
+    ]

@@ -31,6 +31,7 @@ def quiet_libraries() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*recommended to use `self.log.*sync_dist=True.*",  # our figures are over all processes already
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from lantern_pl.errors import UserError
 from lantern_pl.evaluation.comparison import draw_curves
@@ -130,20 +131,23 @@ class RunFolder(Callback):
         checkpoint[PLUGINS_KEY] = loaded()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert isinstance(pl_module, Student)
-        self._write_student(trainer, pl_module)
+        weights = pl_module.whole_weights()
+        if not trainer.is_global_zero:
+            return
+        self._write_student(trainer, pl_module, weights)
         csv_logger = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
         if csv_logger is not None:
             csv_logger.save()
             draw_curves(Path(csv_logger.log_dir) / "metrics.csv", self.folder / "curves.png", pl_module.untrained_metrics)
         rank_zero_info(f"Student, manifest, curves, logs and checkpoints are in {self.folder}.")
 
-    def _write_student(self, trainer: Trainer, student: Student) -> None:
+    def _write_student(self, trainer: Trainer, student: Student, weights: dict[str, Tensor] | None) -> None:
         folder = self.folder / STUDENT
         folder.mkdir(parents=True, exist_ok=True)
-        student.write(folder)
+        student.write(folder, weights)
         (folder / MANIFEST).write_text(json.dumps(manifest(trainer, student, folder, self._teacher), indent=2) + "\n")
 
 

@@ -1,5 +1,6 @@
 """DecoderStudent: a small causal LM that explains the fit, taught by texts and by a teacher's logits."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +19,13 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
+from lantern_pl.fsdp2 import FSDP2
 from lantern_pl.plugin_checks import check_divergence, check_teacher, checked_signal
 from lantern_pl.positions import check_length
 from lantern_pl.prediction.answers import decoder_answers
 from lantern_pl.prediction.loader import Portion
 from lantern_pl.schedules import Scheduled
+from lantern_pl.sharding import whole
 from lantern_pl.signals import Hidden, Logits, TopK
 from lantern_pl.students.alignment import Aligner
 from lantern_pl.students.decoder_teacher import check_on_policy, check_partial_signals, has_other_tokenizer
@@ -105,8 +108,7 @@ class DecoderStudent(Student):
         self._teacher_was_checked = False
         for divergence in self.divergences:
             check_divergence(divergence)
-        lm = load_causal_lm(model, torch.float32, layers)
-        self.lm: Any = (lm if lora is None else add_lora(lm, lora)).train()
+        self.lm: Any = self._load().train()
         if isinstance(teacher, SharedBaseTeacher):
             teacher.attach(self.lm, model)
         # Adapters alone go into checkpoints; the frozen weights come from `model` again.
@@ -114,9 +116,20 @@ class DecoderStudent(Student):
         self.sample: dict[str, str] = {}
         self._start_metrics()
 
+    forwards = (*Student.forwards, "explain", "rewritten")
+
     @property
     def kind(self) -> Literal["decoder"]:
         return "decoder"
+
+    @property
+    def network(self) -> Any:
+        return self.lm
+
+    def _load(self) -> Any:
+        """The model as it is before any training."""
+        lm = load_causal_lm(self.model_name, torch.float32, self.layers)
+        return lm if self.lora is None else add_lora(lm, self.lora)
 
     def _check_teacher(self, teacher: Teacher | None) -> Teacher | None:
         self._other_tokenizer = False
@@ -152,6 +165,12 @@ class DecoderStudent(Student):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if isinstance(self.teacher, SharedBaseTeacher) and isinstance(self.trainer.strategy, FSDP2) and stage == "fit":
+            raise UserError(
+                "The teacher shared_base answers with the student's own model, whose weights trainer.strategy fsdp2 spreads "
+                "over all processes: take the strategy ddp, or the teacher lantern_pl.teachers.hf, with shard: true to save "
+                "memory."
+            )
         self._features = self.featurizer(self.task, self.trainer.datamodule.max_length)  # type: ignore[attr-defined]
         self._check_length(stage)
         if self.teacher is not None and stage != "predict":  # which asks no teacher
@@ -174,8 +193,14 @@ class DecoderStudent(Student):
         if self.on_policy is not None and isinstance(batch, DecoderBatch):
             step = self.trainer.global_step
             if self._sampler.chooses(self.current[FRACTION], step, batch_idx):
-                batch = self._sampler.rewrite(batch, self.lm, (step, batch_idx, self.trainer.global_rank))
+                batch = self.rewritten(batch, (step, batch_idx, self.trainer.global_rank))
         return super().training_step(batch, batch_idx)
+
+    @torch.no_grad()
+    def rewritten(self, batch: DecoderBatch, place: Sequence[int]) -> DecoderBatch:
+        """The batch with the student's own answers. Each process samples as many tokens as these take."""
+        with whole(self.lm):
+            return self._sampler.rewrite(batch, self.lm, place)
 
     def summed_loss(self, batch: DecoderBatch) -> tuple[MixtureOutput, int]:
         output, _ = self._mixture(batch, self.terms)
@@ -234,7 +259,8 @@ class DecoderStudent(Student):
         return signal
 
     def ask_teacher_again(self, batch: DecoderBatch) -> None:
-        if self.teacher is not None and self.terms and not self._other_tokenizer:
+        # A teacher that all processes must ask together can't be asked by the one that has met a fault.
+        if self.teacher is not None and self.terms and not self._other_tokenizer and not self.teacher.asked_together:
             checked_signal(self.teacher, batch.tokens, len(batch.targets), look_at_values=True)
 
     # Evaluation
@@ -283,7 +309,8 @@ class DecoderStudent(Student):
         training = self.lm.training
         self.lm.eval()
         prompts = [self._features.prompt(pair) for pair in pairs]
-        texts = [answer.text for answer in generate(self.lm, self.tokenizer, prompts, self.max_new_tokens)]
+        with whole(self.lm):
+            texts = [answer.text for answer in generate(self.lm, self.tokenizer, prompts, self.max_new_tokens)]
         self.lm.train(training)
         return texts
 
@@ -305,12 +332,17 @@ class DecoderStudent(Student):
 
     # Files
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        lm = self.lm
+        if weights is not None:
+            lm = self._load()
+            own = {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
+            lm.load_state_dict(own, strict=self.strict_loading)
         if self.lora is None:
-            self.lm.save_pretrained(folder)
+            lm.save_pretrained(folder)
         else:
             base = load_causal_lm(self.model_name, torch.float32, self.layers)
-            write_merged(self.lm, base, folder)
+            write_merged(lm, base, folder)
         self.tokenizer.save_pretrained(folder)
 
     def describe(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """EncoderStudent: a classifier of the fit level, taught by levels and by distributions over them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,14 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
-from lantern_pl.pair_classifier import Pooling, is_classifier, load_classifier, new_classifier, write_classifier
+from lantern_pl.pair_classifier import (
+    PairClassifier,
+    Pooling,
+    is_classifier,
+    load_classifier,
+    new_classifier,
+    write_classifier,
+)
 from lantern_pl.plugin_checks import check_divergence, check_teacher, checked_level_probs
 from lantern_pl.positions import check_length
 from lantern_pl.prediction.answers import encoder_answers
@@ -93,24 +100,16 @@ class EncoderStudent(Student):
         if teacher is not None and "level_probs" not in teacher.capabilities and (self.terms or hidden_states is None):
             raise UserError(
                 f"The teacher {type(teacher).__name__} gives no level distributions (it can: "
-                f"{', '.join(sorted(teacher.capabilities))}); lantern_pl.teachers.hf and lantern_pl.teachers.rubric do."
+                f"{', '.join(sorted(teacher.capabilities))}); lantern_pl.teachers.hf, without shard: true, "
+                "and lantern_pl.teachers.rubric do."
             )
         self.teacher = teacher
         self.hidden_states: HiddenStateTerm | None = None
         if hidden_states is not None:
             self.hidden_states = HiddenStateTerm(hidden_states, teacher, "pair_hidden_states", model, layers)
         self.tokenizer = load_tokenizer(model)
-        if is_classifier(model):
-            self.classifier = load_classifier(model, dropout, layers)
-            found = (self.classifier.levels, self.classifier.pooling, self.classifier.depth)
-            if found != (self.levels, pooling, head_depth):
-                raise UserError(
-                    f"{model!r} is a student with levels, pooling and head_depth {found}, the config says "
-                    f"{(self.levels, pooling, head_depth)}: set model.init_args to the student's."
-                )
-        else:
-            self.classifier = new_classifier(model, self.levels, pooling, head_depth, dropout, layers)
-        self.classifier.train()
+        self._head: dict[str, Any] = {"pooling": pooling, "depth": head_depth, "dropout": dropout}
+        self.classifier = self._load().train()
         count = len(self.levels)
         self.figures = MetricCollection(
             {
@@ -131,6 +130,24 @@ class EncoderStudent(Student):
     @property
     def kind(self) -> Literal["encoder"]:
         return "encoder"
+
+    @property
+    def network(self) -> Any:
+        return self.classifier.backbone
+
+    def _load(self) -> PairClassifier:
+        """The model as it is before any training."""
+        if not is_classifier(self.model_name):
+            return new_classifier(self.model_name, self.levels, layers=self.layers, **self._head)
+        classifier = load_classifier(self.model_name, self._head["dropout"], self.layers)
+        found = (classifier.levels, classifier.pooling, classifier.depth)
+        given = (self.levels, self._head["pooling"], self._head["depth"])
+        if found != given:
+            raise UserError(
+                f"{self.model_name!r} is a student with levels, pooling and head_depth {found}, the config says {given}: "
+                "set model.init_args to the student's."
+            )
+        return classifier
 
     def featurizer(self, task: Task, max_length: int) -> EncoderFeaturizer:
         return EncoderFeaturizer(self.tokenizer, task, max_length)
@@ -219,8 +236,13 @@ class EncoderStudent(Student):
 
     # Files
 
-    def write(self, folder: Path) -> None:
-        write_classifier(self.classifier, self.tokenizer, folder)
+    def write(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        classifier = self.classifier
+        if weights is not None:
+            classifier = self._load()
+            own = {k.removeprefix("classifier."): v for k, v in weights.items() if k.startswith("classifier.")}
+            classifier.load_state_dict(own)
+        write_classifier(classifier, self.tokenizer, folder)
 
     def describe(self) -> dict[str, Any]:
         return {

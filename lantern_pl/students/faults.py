@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lantern_pl.data.featurize import DecoderBatch
 from lantern_pl.errors import UserError
+from lantern_pl.sharding import whole_tensor
 
 OnFault = Literal["stop", "skip"]
 _NAMED = 5
@@ -62,9 +63,10 @@ class Watch:
 
 
 def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether every gradient is finite, by the norm of all: one number to wait for."""
+    """Whether every gradient is finite, by the norm of all: one number to wait for. All processes find the same, also
+    where each has a part of every gradient."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return not gradients or bool(nn.utils.get_total_norm(gradients).isfinite())
+    return not gradients or bool(whole_tensor(nn.utils.get_total_norm(gradients)).isfinite())
 
 
 def _pairs_of(batch: Any, rows: Tensor) -> list[str]:

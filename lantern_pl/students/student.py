@@ -16,15 +16,18 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from lantern_pl.data.featurize import Batch, Featurizer
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
+from lantern_pl.fsdp2 import FSDP2, check_strategy, whole_weights
 from lantern_pl.plugin_checks import ask
 from lantern_pl.resume import go_to_place, of_all_ranks, random_states, set_random_states, settle
 from lantern_pl.schedules import Progress, Schedule, Scheduled, extremes, first, last, value_at
+from lantern_pl.sharding import shard_student
 from lantern_pl.students.faults import OnFault, Watch, gradients_are_finite
 from lantern_pl.students.hidden_states import NAME as HIDDEN_STATES
 from lantern_pl.students.hidden_states import HiddenStateTerm
@@ -195,20 +198,44 @@ class Student(LightningModule, ABC):
     def finish_metrics(self) -> dict[str, float]:
         """Figures over all that `update_metrics` has seen, over all ranks; starts anew."""
 
+    @property
     @abstractmethod
-    def write(self, folder: Path) -> None:
-        """Write the student as a folder that transformers loads without this package."""
+    def network(self) -> Any:
+        """The transformers model that is trained, with its adapters if it has some."""
+
+    @abstractmethod
+    def write(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write the student as a folder that transformers loads without this package.
+
+        weights: those of `whole_weights`, where the student's own are sharded.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the manifest says about how this student was made."""
 
+    forwards: tuple[str, ...] = ("summed_loss", "update_metrics")
+    """Names of the methods in which the student's weights are used while it's trained."""
+
     def setup(self, stage: str) -> None:
+        check_strategy(self.trainer.strategy)
         self.task = self.trainer.datamodule.task  # type: ignore[attr-defined]
+
+    def configure_model(self) -> None:
+        """Shard the student for a fit with the strategy `fsdp2`. Elsewhere each process has it whole."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDP2) and self.trainer.state.fn == TrainerFn.FITTING and not isinstance(self, FSDPModule):
+            shard_student(self, self.network, strategy.device_mesh["data_parallel"], self.forwards)
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """For `write`, on the first process, where the student is sharded, else None. All processes must ask."""
+        return whole_weights(self, keep=self.trainer.is_global_zero) if isinstance(self, FSDPModule) else None
 
     def prepare_teacher(self, teacher: Teacher, capability: str, tokenizer: Any) -> None:
         """Bring the teacher to the device, and tell it what it's going to be asked."""
-        ask(teacher, partial(teacher.to, self.trainer.strategy.root_device))
+        # In a fit all processes ask about as many batches, which is what a sharded teacher needs.
+        place = teacher.spread if self.trainer.state.fn == TrainerFn.FITTING else teacher.to
+        ask(teacher, partial(place, self.trainer.strategy.root_device))
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         examples = data.annotated_examples()
         template = template_hash(tokenizer)

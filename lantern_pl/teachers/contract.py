@@ -57,6 +57,8 @@ class Teacher:
         sampled: whether these tokens are draws, whose frequencies estimate the distribution: that serves the forward KL
             alone.
         recorded: whether it knows recorded examples alone, and so nothing about texts that a student writes.
+        asked_together: whether all processes of a run must ask it alike and at the same time, since its weights are spread
+            over them.
         hidden_size: width of its hidden states, and hidden_layers: how many layers it has, the embeddings not counted; both
             are known before weights are loaded, and needed for `token_hidden_states` and `pair_hidden_states`, else None.
         max_in_flight: how many questions to `chat` are worth having open at once.
@@ -77,6 +79,7 @@ class Teacher:
     temperature: float = 1.0
     sampled: bool = False
     recorded: bool = False
+    asked_together: bool = False
     hidden_size: int | None = None
     hidden_layers: int | None = None
     max_in_flight: int = 16
@@ -101,6 +104,10 @@ class Teacher:
     def to(self, device: torch.device) -> Self:
         """Make ready on a device. Called once before use; loading weights belongs here, not in `__init__`."""
         return self
+
+    def spread(self, device: torch.device) -> Self:
+        """As `to`, for a fit, in which all processes ask about as many batches: here weights may be spread over them."""
+        return self.to(device)
 
     def accept(self, assignment: Assignment) -> None:
         """Called once before a run's first step. Raise UserError here where there are questions that can't be answered,

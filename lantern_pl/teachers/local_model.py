@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lantern_pl.causal_lm import (
@@ -25,6 +28,7 @@ from lantern_pl.errors import UserError
 from lantern_pl.model_files import load_config, read_manifest, weights_identity
 from lantern_pl.positions import check_length
 from lantern_pl.prefix_sharing import TextsInTurn, check_sharing, shared_hidden_at_positions
+from lantern_pl.sharding import shard_frozen, whole_tensor
 from lantern_pl.signals import Annotation, Hidden, LevelProbs, TokenBatch
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Assignment, Teacher
@@ -43,6 +47,9 @@ class HFTeacher(Teacher):
         max_new_tokens: length limit of the explanations that it writes; a label whose explanation reaches it is cut off.
         share_prefixes: run what the texts of a batch have in common at their beginning once, such as the task's question
             and a job's text. Answers are the same but for rounding; it takes memory for keys and values.
+        shard: spread the weights over the processes of a fit on several devices; false holds all of them on each. A teacher
+            that is sharded scores tokens and gives their hidden states, and nothing else: `lantern cache` or a teacher
+            without shard do for the rest.
     """
 
     lantern_api = 1
@@ -58,7 +65,13 @@ class HFTeacher(Teacher):
         dtype: Precision = "auto",
         max_new_tokens: int = 96,
         share_prefixes: bool = False,
+        shard: bool = False,
     ) -> None:
+        if shard and share_prefixes:
+            raise UserError(
+                "The teacher has shard and share_prefixes: with the second, processes run its layers a different number of "
+                "times, and those of a sharded model must run alike. Set one of them to false."
+            )
         manifest = read_manifest(model)
         if manifest is not None and manifest["kind"] != "decoder":
             raise UserError(f"{model!r} is an {manifest['kind']} student: use the teacher lantern_pl.teachers.encoder.")
@@ -70,6 +83,10 @@ class HFTeacher(Teacher):
         self.precision = dtype
         self.max_new_tokens = max_new_tokens
         self.share_prefixes = share_prefixes
+        self.shard = shard
+        if shard:
+            # Of anything else, processes would ask about a different number of tokens, and wait for each other for ever.
+            self.capabilities = frozenset({"score_tokens", "token_hidden_states"})
         self.config = load_config(model)
         self.tokenizer = load_tokenizer(model)
         self.tokenizer_fingerprint = fingerprint(self.tokenizer)
@@ -89,8 +106,8 @@ class HFTeacher(Teacher):
         return self._lm
 
     def identity(self) -> dict[str, Any]:
-        # share_prefixes isn't in it: like the size of a batch and the device it changes rounding, not the question, and
-        # what was answered without it needn't be asked again.
+        # share_prefixes and shard aren't in it: like the size of a batch and the device they change rounding, not the
+        # question, and what was answered without them needn't be asked again.
         return {
             "model": self.model_name,
             "weights": weights_identity(self.model_name),
@@ -101,6 +118,21 @@ class HFTeacher(Teacher):
         }
 
     def to(self, device: torch.device) -> Self:
+        self._load(device).to(device)
+        return self
+
+    def spread(self, device: torch.device) -> Self:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not (self.shard and several):
+            return self.to(device)
+        if not self.asked_together:
+            shard_frozen(self._load(device), init_device_mesh(device.type, (dist.get_world_size(),)))
+            self.to(device)  # what is too small to be sharded
+            self.asked_together = True
+        return self
+
+    def _load(self, device: torch.device) -> Any:
+        """The model, on the CPU if it wasn't loaded before."""
         if self._lm is None:
             lm: Any = load_causal_lm(self.model_name, resolve_dtype(self.precision, device))
             if self.adapter is not None:
@@ -111,8 +143,7 @@ class HFTeacher(Teacher):
             self._lm = lm.requires_grad_(False).eval()
             if self.share_prefixes:
                 check_sharing(self._lm)
-        self._lm.to(device)  # type: ignore[arg-type]
-        return self
+        return self._lm
 
     def accept(self, assignment: Assignment) -> None:
         if assignment.capability == "score_tokens":
@@ -123,7 +154,8 @@ class HFTeacher(Teacher):
     @torch.no_grad()
     def score_tokens(self, batch: TokenBatch) -> Hidden:
         at_positions = shared_hidden_at_positions if self.share_prefixes else hidden_at_positions
-        return Hidden(at_positions(self.lm, batch), output_head(self.lm))
+        hidden, head = at_positions(self.lm, batch), output_head(self.lm)
+        return Hidden(hidden, replace(head, weight=whole_tensor(head.weight), bias=whole_tensor(head.bias)))
 
     @torch.no_grad()
     def token_hidden_states(self, batch: TokenBatch, layers: Sequence[int]) -> list[Tensor]:
