@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lantern_kernels.top_k import TopK
@@ -119,15 +120,25 @@ class _ProjectedSide:
     dtype is converted, once, and its copy held as long as the loss is being computed.
     """
 
-    def __init__(self, head: Head, dtype: torch.dtype, room: Room, wanted: Sequence[bool], weights: Tensor | None):
-        self._head = head
+    def __init__(
+        self,
+        head: Head,
+        dtype: torch.dtype,
+        room: Room,
+        wanted: Sequence[bool],
+        weights: Tensor | None,
+        group: dist.ProcessGroup | None,
+    ):
+        self._head, self._group = head, group
         # A row that doesn't count may hold a NaN, which no gradient of 0 would keep out of a sum over rows.
         self._hidden = head.hidden if weights is None else head.hidden.masked_fill((weights == 0)[:, None], 0.0)
         self._weight = head.weight.to(dtype)
         self._bias = None if head.bias is None else head.bias.to(dtype)
         self._buffer = room(self._weight)
         hidden, weight, bias = wanted
-        self._hidden_gradient = torch.zeros_like(head.hidden, dtype=_kept(head.hidden)) if hidden else None
+        # Ranks add up their columns' parts of it, and parts that were rounded before would lose what cancels.
+        kept = kept_dtype(head.hidden) if group is None else dtype
+        self._hidden_gradient = torch.zeros_like(head.hidden, dtype=kept) if hidden else None
         self._weight_gradient = torch.empty_like(self._weight) if weight else None
         self._bias_gradient = torch.zeros_like(self._bias) if bias and self._bias is not None else None
         self._started = False
@@ -171,14 +182,16 @@ class _ProjectedSide:
     def gradients(self) -> list[Tensor | None]:
         if self._weight_gradient is not None and not self._started:
             self._weight_gradient.zero_()
+        if self._group is not None and self._hidden_gradient is not None:
+            dist.all_reduce(self._hidden_gradient, group=self._group)
         found = (self._hidden_gradient, self._weight_gradient, self._bias_gradient)
         return [
-            None if gradient is None or tensor is None else gradient.to(_kept(tensor))
+            None if gradient is None or tensor is None else gradient.to(kept_dtype(tensor))
             for gradient, tensor in zip(found, tensors_of(self._head), strict=True)
         ]
 
 
-def _kept(tensor: Tensor) -> torch.dtype:
+def kept_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype of its gradient until the backward has scaled it: before, it would underflow in float16."""
     return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
 
@@ -196,7 +209,7 @@ class _GivenSide:
         self._logits = logits = source.values
         self._fits = logits.dtype == dtype and logits.shape[1] == columns
         self._buffer = None if self._fits else room(logits.new_empty(0, dtype=dtype))
-        self._gradient = torch.zeros_like(logits, dtype=_kept(logits)) if any(wanted) else None
+        self._gradient = torch.zeros_like(logits, dtype=kept_dtype(logits)) if any(wanted) else None
 
     def read(self, rows: Rows) -> Tensor:
         given = self._logits[rows]
@@ -247,16 +260,18 @@ def open_side(
     workspace: Workspace,
     wanted: Sequence[bool] | None = None,
     weights: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Side:
     """Ready a side to be read by chunks of at most `chunk_rows`, gathering gradients of its tensors where `wanted`.
 
-    With row weights given, the rows of weight 0 are kept from reaching the others.
+    With row weights given, the rows of weight 0 are kept from reaching the others. A head's vocabulary is sharded over the
+    `group`, if there is one.
     """
     if wanted is None:
         wanted = [False] * len(tensors_of(source))
     room = partial(workspace.empty, chunk_rows, columns)
     if isinstance(source, Head):
-        return _ProjectedSide(source, dtype, room, wanted, weights)
+        return _ProjectedSide(source, dtype, room, wanted, weights, group)
     return _GivenSide(source, dtype, columns, room, wanted)
 
 
