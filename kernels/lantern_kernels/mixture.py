@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lantern_kernels.divergences import LOG_FLOOR, General, Pointwise
-from lantern_kernels.sharded import sharded_rows
+from lantern_kernels.sharded import Shard, sharded_rows
 from lantern_kernels.terms import CROSS_ENTROPY, Term
 from lantern_kernels.top_k import TopK, top_k_rows
 
@@ -28,8 +27,8 @@ class Mixture:
     temperature: float
     cross_entropy: float
     with_targets: bool
-    group: dist.ProcessGroup | None = None
-    """Over which the vocabulary is sharded, if it is."""
+    shard: Shard | None = None
+    """This rank's share of the vocabulary, if it's sharded."""
 
     @cached_property
     def labels(self) -> list[str]:
@@ -79,9 +78,9 @@ class Mixture:
             values += found
             gradient = towards if gradient is None else gradient if towards is None else gradient.add_(towards)
             return torch.stack(values), gradient
-        if self.group is not None:
+        if self.shard is not None:
             values, gradient = sharded_rows(
-                pointwise, student, teacher, targets, factors, self.temperature, with_gradient, self.group
+                pointwise, student, teacher, targets, factors, self.temperature, with_gradient, self.shard
             )
             return torch.stack(values), gradient
         values, gradient = pointwise_rows(pointwise, student, teacher, targets, factors, self.temperature, with_gradient)

@@ -1,4 +1,4 @@
-"""A vocabulary that is sharded over a process group: every rank has all rows, and V / ranks columns of them.
+"""A vocabulary that is sharded over a process group: every rank has all rows, and a share of their columns.
 
 What ranks must tell each other are a few scalars of a row, in one all-gather: the log-sum-exps, and for KL and reverse KL
 what they come to, since log(p/q) = t − s − (Lt − Ls) is linear in the log-sum-exps. Any other divergence needs them before
@@ -8,6 +8,7 @@ it can begin, and one all-reduce of its values and slopes after; so does a chunk
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,31 @@ from lantern_kernels.divergences import KL, LOG_FLOOR, Pointwise, ReverseKL
 _IN_ONE_EXCHANGE = {KL.value_and_slope: 0, ReverseKL.value_and_slope: 1}
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A rank's share of the vocabulary. Shares needn't be equal; they follow each other in the order of the ranks."""
+
+    group: dist.ProcessGroup
+    start: int
+    """The id of this rank's first column."""
+    widest: int
+    """Columns of the widest share, by which all ranks size their chunks: they must exchange equally often."""
+    total: int
+    """Columns of all."""
+
+
+def share_of(columns: int, like: Tensor, group: dist.ProcessGroup) -> Shard:
+    """This rank's share, from what ranks tell each other. Raises ValueError, on all of them, if they differ in rows."""
+    everyone = _gather(torch.tensor([columns, like.shape[0]], device=like.device), group)
+    widths, rows = everyone.t().tolist()
+    if len(set(rows)) > 1:
+        raise ValueError(
+            f"process_group is given, and its ranks' students have {', '.join(map(str, rows))} rows; expected as many on "
+            "each, since it's the vocabulary that is sharded"
+        )
+    return Shard(group, sum(widths[: dist.get_rank(group)]), max(widths), sum(widths))
+
+
 def sharded_rows(
     divergences: Sequence[Pointwise],
     student: Tensor,
@@ -26,9 +52,9 @@ def sharded_rows(
     factors: Sequence[float],
     temperature: float,
     with_gradient: bool,
-    group: dist.ProcessGroup,
+    shard: Shard,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Values ``[n]`` and the gradient ``[n, V / ranks]`` of this rank's columns.
+    """Values ``[n]`` and the gradient, of this rank's columns.
 
     As `mixture.pointwise_rows`; all ranks get the same values. `targets` are ids in the whole vocabulary.
     """
@@ -44,12 +70,12 @@ def sharded_rows(
             scalars |= _expectations(s, t, scalars["Ls"], scalars["Lt"])
             scalars |= {"lowest s": s.amin(-1), "lowest t": t.amin(-1)}
     if targets is not None:
-        local = targets - dist.get_rank(group) * student.shape[1]
+        local = targets - shard.start
         mine = (local >= 0) & (local < student.shape[1])
         logit = student.gather(-1, local.clamp(0, student.shape[1] - 1)[:, None])[:, 0]
         scalars["target"] = logit.masked_fill(~mine, -torch.inf)
         scalars["Ls untempered"] = student.logsumexp(-1)
-    everyone = _gather(torch.stack(list(scalars.values())), group)
+    everyone = _gather(torch.stack(list(scalars.values())), shard.group)
     by_name = dict(zip(scalars, everyone.unbind(1), strict=True))  # each [ranks, n]
 
     values: list[Tensor] = []
@@ -69,7 +95,7 @@ def sharded_rows(
             total = sum((factors[k] / temperature) * both[1] * (kind == 1) for k, kind in enumerate(kinds))
         else:
             summed = torch.stack([*local_values, slopes.sum(-1)])
-            dist.all_reduce(summed, group=group)
+            dist.all_reduce(summed, group=shard.group)
             *values, total = summed
         if with_gradient:
             gradient = slopes.addcmul_(log_q.exp(), torch.as_tensor(total)[:, None], value=-1.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from lantern_kernels import Head, Logits, Term, TopK, linear_mixture_loss, mixture_loss
+from lantern_kernels import Head, Logits, Term, TopK, chunk, engine, linear_mixture_loss, mixture_loss
 from naive import MIXTURES
 
 N, V, D = 7, 48, 6
@@ -26,22 +26,28 @@ def tensors(excluded=None):
     return 3 * student, 3 * teacher, hidden, weight, t_hidden, t_weight, bias
 
 
-def share(tensor, dim, rank, ranks):
-    return tensor.chunk(ranks, dim)[rank]
+def share(tensor, dim, rank, ranks, widths=None):
+    return (tensor.chunk(ranks, dim) if widths is None else tensor.split(widths, dim))[rank]
+
+
+def unequal(ranks):
+    """Widths that add up to V, so different that ranks would choose different chunks by their own."""
+    return [V - sum(range(1, ranks)), *range(1, ranks)]
 
 
 def compare(got, wanted):
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
 
 
-def logits_agree(rank, ranks, terms, excluded, **keywords):
+def logits_agree(rank, ranks, terms, excluded, widths=None, **keywords):
     student, teacher = tensors(excluded)[:2]
-    whole, mine = student.clone().requires_grad_(), share(student, 1, rank, ranks).clone().requires_grad_()
+    whole, mine = student.clone().requires_grad_(), share(student, 1, rank, ranks, widths).clone().requires_grad_()
     expected = mixture_loss(whole, teacher, terms, **keywords)
-    output = mixture_loss(mine, share(teacher, 1, rank, ranks), terms, process_group=dist.group.WORLD, **keywords)
+    teacher = share(teacher, 1, rank, ranks, widths)
+    output = mixture_loss(mine, teacher, terms, process_group=dist.group.WORLD, **keywords)
     compare(output, expected)
     wanted = torch.autograd.grad(expected.loss, whole)[0]
-    compare(torch.autograd.grad(output.loss, mine)[0], share(wanted, 1, rank, ranks))
+    compare(torch.autograd.grad(output.loss, mine)[0], share(wanted, 1, rank, ranks, widths))
 
 
 def heads_agree(rank, ranks, terms, **keywords):
@@ -55,6 +61,33 @@ def heads_agree(rank, ranks, terms, **keywords):
     wanted = torch.autograd.grad(expected.loss, whole)
     got = torch.autograd.grad(output.loss, mine)
     compare(got, (wanted[0], *(share(gradient, 0, rank, ranks) for gradient in wanted[1:])))
+
+
+def unequal_shares_agree(rank, ranks, targets):
+    keywords = {"temperature": 2.0, "targets": targets, "cross_entropy": 0.4}
+    with pytest.MonkeyPatch.context() as patch:
+        # So few that the widest share takes several tiles and chunks, and the narrowest would take one.
+        patch.setattr(chunk, "_TILE_BYTES_CPU", 2 * V * 8)
+        patch.setattr(engine, "_CHUNK_BYTES_CPU", 4 * V * 8)
+        patch.setattr(engine, "_FEWEST_ROWS", 1)
+        for terms in (MIXTURES["all"], ONE_EXCHANGE["both"]):
+            logits_agree(rank, ranks, terms, None, widths=unequal(ranks), **keywords)
+
+
+def narrow_hidden_states_agree(rank, ranks):
+    """The ranks' parts of a hidden state's gradient cancel, so that they may not be rounded before they're added up."""
+    _, _, hidden, weight, t_hidden, t_weight, _ = (tensor.bfloat16() for tensor in tensors())
+    weight, t_weight = weight.clone(), t_weight.clone()
+    weight[: V // 2] += 30
+    weight[V // 2 :] += 29.75
+    gradients = []
+    for group in (None, dist.group.WORLD):
+        mine = hidden.clone().requires_grad_()
+        heads = [weight, t_weight] if group is None else [share(tensor, 0, rank, ranks) for tensor in (weight, t_weight)]
+        loss = linear_mixture_loss(Head(mine, heads[0], scale=0.05), Head(t_hidden, heads[1]), [Term("kl")],
+                                   process_group=group).loss  # fmt: skip
+        gradients.append(torch.autograd.grad(loss, mine)[0].float())
+    assert (gradients[1] - gradients[0]).abs().max() <= 2**-8 * gradients[0].abs().max()
 
 
 def count_exchanges(rank, ranks, terms):
@@ -88,13 +121,19 @@ def every_check(rank, ranks):
             keywords = {"temperature": temperature, "targets": targets, "cross_entropy": 0.4}
             logits_agree(rank, ranks, terms, None, row_weights=torch.linspace(0, 1, N), **keywords)
             heads_agree(rank, ranks, terms, chunk_size=3, **keywords)
+    unequal_shares_agree(rank, ranks, targets)
+    narrow_hidden_states_agree(rank, ranks)
     plain = {"targets": targets, "cross_entropy": 1.0}
     student = share(tensors()[0], 1, rank, ranks)
     expected = mixture_loss(tensors()[0], None, [], **plain)
     compare(mixture_loss(student, None, [], process_group=dist.group.WORLD, **plain), expected)
+    # One tells the widths of the shares.
     for terms in ONE_EXCHANGE.values():
-        assert count_exchanges(rank, ranks, terms) == {"all_gather": 1, "all_reduce": 0}
-    assert count_exchanges(rank, ranks, MIXTURES["all"]) == {"all_gather": 1, "all_reduce": 1}
+        assert count_exchanges(rank, ranks, terms) == {"all_gather": 1 + 1, "all_reduce": 0}
+    assert count_exchanges(rank, ranks, MIXTURES["all"]) == {"all_gather": 1 + 1, "all_reduce": 1}
+    with pytest.raises(ValueError, match=r"its ranks' students have 1, 2.* rows; expected as many on each"):
+        mixture_loss(student[: rank + 1], None, [], targets=targets[: rank + 1], cross_entropy=1.0,
+                     process_group=dist.group.WORLD)  # fmt: skip
 
 
 def in_a_process(rank, ranks, port, failures):
