@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lantern_kernels import JS, KL, Head, Logits, ReverseKL, Term, linear_mixture_loss, mixture_loss
+from lantern_kernels import JS, KL, Head, Logits, ReverseKL, Term, TopK, linear_mixture_loss, mixture_loss
 from naive import MIXTURES, naive_head, naive_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
@@ -174,6 +174,41 @@ def test_a_second_backward_in_place_fails_rather_than_going_wrong():
     torch.autograd.grad(output.loss, student, retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(output.loss, student)
+
+
+def test_rows_that_share_memory_keep_their_gradients_apart():
+    pairs = []
+    for in_place in (False, True):
+        row = logits(1, 60).requires_grad_()
+        student = (row * 1.0).expand(3, 60)
+        output = mixture_loss(student, logits(3, 60, seed=1), [Term("js")], backend="triton", in_place=in_place)
+        pairs.append(torch.autograd.grad(output.loss, row)[0])
+    torch.testing.assert_close(*pairs)
+
+
+@pytest.mark.parametrize("changed", ["teacher", "targets", "ids"])
+def test_what_the_gradient_is_made_from_may_not_change_before_it(changed):
+    student, teacher, targets = logits(3, 50).requires_grad_(), logits(3, 50, seed=1), torch.arange(3)
+    log_probs, ids = teacher.log_softmax(-1).topk(4)
+    top_k = TopK(ids, log_probs, (1 - log_probs.exp().sum(-1)).log())
+    output = mixture_loss(
+        student, top_k if changed == "ids" else teacher, [Term("kl")], targets=targets, cross_entropy=1.0, backend="triton"
+    )
+    {"teacher": teacher, "targets": targets, "ids": ids}[changed].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.loss.backward()
+
+
+def test_the_default_dtype_does_not_round_the_weights():
+    student, teacher, terms = logits(3, 50).requires_grad_(), logits(3, 50, seed=1), [Term("kl", 0.3), Term("js", 0.7)]
+    wanted = torch.autograd.grad(mixture_loss(student, teacher, terms, backend="triton").loss, student)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = torch.autograd.grad(mixture_loss(student, teacher, terms, backend="triton").loss, student)
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
 
 
 def test_a_teacher_made_in_inference_mode():

@@ -59,7 +59,8 @@ class RowKernels:
     def _factors_on(self, device: torch.device) -> Tensor:
         if self._factors is None:
             # Filled there: a copy from the host would wait for the device.
-            self._factors = torch.cat([torch.full((1,), factor, device=device) for factor in self._mixture.factors])
+            single = [torch.full((1,), factor, dtype=torch.float32, device=device) for factor in self._mixture.factors]
+            self._factors = torch.cat(single)
         return self._factors
 
     def sums(

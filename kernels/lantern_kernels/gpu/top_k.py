@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lantern_kernels.divergences import Pointwise
+from lantern_kernels.divergences import LOG_FLOOR, Pointwise
 from lantern_kernels.gpu.launch import NUM_WARPS, block_of, with_unit_stride
 from lantern_kernels.gpu.rows import GROUP, LOWEST, positions_from, read
 from lantern_kernels.heads import Bend
@@ -139,8 +139,9 @@ class TopKKernels:
         values = list(events.values)
         gradient = events.slopes[:, :-1] - (known / T - total).exp() * events.total
         if targets is not None:
-            label = self._bend(student.gather(-1, targets[:, None].clamp(min=0)).float())[:, 0]
-            values.append(lse[1] - label)
+            # An ignored target may be any number.
+            label = self._bend(student.gather(-1, targets[:, None].clamp(0, columns - 1)).float())[:, 0]
+            values.append(-(label - lse[1]).clamp(min=LOG_FLOOR))
             towards = (known - lse[1][:, None]).exp() - (ids == targets[:, None]).float()
             gradient = gradient + self._mixture.factors[-1] * towards
         gradient = self._bend.back(gradient, known) * weights[:, None]
