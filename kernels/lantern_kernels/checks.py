@@ -182,11 +182,9 @@ def logits_before(value: int | None) -> None:
 def sharded(terms: Sequence[Term], student: Head | Logits, teacher: Head | Logits | TopK | None, backend: str) -> None:
     if general := [term.label for term in terms if not isinstance(term.divergence, Pointwise)]:
         raise ValueError(f"process_group is given, but {general[0]!r} isn't pointwise; a sharded vocabulary needs that")
-    if isinstance(teacher, TopK):
-        raise ValueError("process_group is given, but the teacher is a TopK; give it logits or a head, sharded likewise")
     if backend not in ("auto", "torch"):
         raise ValueError(f"process_group is given, which backend {backend!r} doesn't take; use 'auto'")
-    if teacher is not None and vocabulary(teacher) != vocabulary(student):
+    if isinstance(teacher, Head | Logits) and vocabulary(teacher) != vocabulary(student):
         raise ValueError(
             f"process_group is given, and this rank has {vocabulary(student)} columns of the student and "
             f"{vocabulary(teacher)} of the teacher; expected as many: pad the smaller vocabulary with -inf"

@@ -72,10 +72,11 @@ def mixture_loss(
         in_place: Whether the backward may write the gradient over the student's logits, to spare their size in memory.
             The ``triton`` backend makes use of it. Nobody else may need the logits then.
         process_group: The ranks over which the vocabulary is sharded: each has all N rows and a share of the columns,
-            in the order of the ranks, as wide for the student as for the teacher; targets are ids in the whole
-            vocabulary. Every rank gets the same loss, and the gradient of its own columns (of hidden states: the whole).
-            Ranks tell each other the widths of their shares once a call; per chunk of rows there is one all-gather of
-            scalars, and one all-reduce if there are other terms than KL and reverse KL. Runs on the ``torch`` backend.
+            in the order of the ranks, as wide for the student as for the teacher; targets and a `TopK`, which each has
+            in full, hold ids of the whole vocabulary. Every rank gets the same loss, and the gradient of its own
+            columns (of hidden states: the whole). Ranks tell each other the widths of their shares once a call; per
+            chunk of rows there is one all-gather of scalars, and one all-reduce if there are other terms than KL and
+            reverse KL against full logits. Runs on the ``torch`` backend.
         logits_before: How many of the student's logits went through this mixture before, by which ``auto`` tells on a
             CPU whether compiling pays. By default what this process has counted; a training run that counts for itself,
             and goes on counting after a resume, gets the same bits as without the interruption.

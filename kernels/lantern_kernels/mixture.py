@@ -72,16 +72,16 @@ class Mixture:
         general = {k: term.divergence for k, term in enumerate(self.terms) if not isinstance(term.divergence, Pointwise)}
         pointwise = [term.divergence for term in self.terms if isinstance(term.divergence, Pointwise)]
         factors = [factor for k, factor in enumerate(self.factors) if k not in general]
+        if self.shard is not None:
+            values, gradient = sharded_rows(
+                pointwise, student, teacher, targets, factors, self.temperature, with_gradient, self.shard
+            )
+            return torch.stack(values), gradient
         if isinstance(teacher, TopK):
             values, gradient = top_k_rows(pointwise, student, teacher, factors, self.temperature, with_gradient)
             found, towards = pointwise_rows([], student, None, targets, factors[len(pointwise) :], 1.0, with_gradient)
             values += found
             gradient = towards if gradient is None else gradient if towards is None else gradient.add_(towards)
-            return torch.stack(values), gradient
-        if self.shard is not None:
-            values, gradient = sharded_rows(
-                pointwise, student, teacher, targets, factors, self.temperature, with_gradient, self.shard
-            )
             return torch.stack(values), gradient
         values, gradient = pointwise_rows(pointwise, student, teacher, targets, factors, self.temperature, with_gradient)
         for k, divergence in general.items():

@@ -54,9 +54,7 @@ def prepare(
     classes = vocabulary(student)
     if isinstance(teacher, Head):
         checks.head(name, teacher, like)
-    elif isinstance(teacher, TopK):
-        teacher = checks.top_k(name, teacher, terms, like, classes)
-    elif teacher is not None:
+    elif isinstance(teacher, Logits):
         checks.logits(name, teacher, like)
     checks.chunk_size(options.chunk_size)
     checks.skip_below(options.skip_below)
@@ -67,6 +65,8 @@ def prepare(
         checks.sharded(terms, student, teacher, options.backend)
         shard = share_of(classes, like, options.process_group)
         classes = shard.total
+    if isinstance(teacher, TopK):
+        teacher = checks.top_k(name, teacher, terms, like, classes)
     backend = "torch" if shard is not None else _backend(options.backend, terms, like, teacher)
     weights = _weights(like, classes, targets, row_weights, options.ignore_index)
     return Job(

@@ -74,6 +74,40 @@ def unequal_shares_agree(rank, ranks, targets):
             logits_agree(rank, ranks, terms, None, widths=unequal(ranks), **keywords)
 
 
+def top_k_agrees(rank, ranks, targets):
+    student, teacher, hidden, weight, *_ = tensors()
+    student[1, 5] = -torch.inf
+    log_probs, ids = (teacher / 2).log_softmax(-1).topk(5)
+    ids[:, 0] = 0  # of the first rank's, whatever the teacher says, and one that the student excludes
+    ids[1, 1] = 5
+    distinct = torch.tensor([len(set(row.tolist())) == 5 for row in ids])
+    assert distinct.any()
+    ids[~distinct] = torch.tensor([0, 5, 17, 30, 47])
+    top_k = TopK(ids, log_probs, (1 - log_probs.exp().sum(-1)).log())
+    keywords = {"temperature": 2.0, "targets": targets, "cross_entropy": 0.4}
+    for widths in (None, unequal(ranks)):
+        mine = share(student, 1, rank, ranks, widths).clone().requires_grad_()
+        whole = student.clone().requires_grad_()
+        counts = count_exchanges(lambda x=mine: mixture_loss(x, top_k, [Term("tvd")], process_group=dist.group.WORLD))
+        assert counts == {"all_gather": 1 + 1, "all_reduce": 0}
+        for terms in (MIXTURES["all"], MIXTURES["kl"]):
+            expected = mixture_loss(whole, top_k, terms, **keywords)
+            output = mixture_loss(mine, top_k, terms, process_group=dist.group.WORLD, **keywords)
+            compare(output, expected)
+            wanted = torch.autograd.grad(expected.loss, whole)[0]
+            compare(torch.autograd.grad(output.loss, mine)[0], share(wanted, 1, rank, ranks, widths))
+    # A head's student against logits and against a top-k teacher.
+    weight_share = share(weight, 0, rank, ranks)
+    for given, part in ((teacher, share(teacher, 1, rank, ranks)), (top_k, top_k)):
+        gradients = []
+        for matrix, said, group in ((weight, given, None), (weight_share, part, dist.group.WORLD)):
+            leaves = hidden.clone().requires_grad_(), matrix.clone().requires_grad_()
+            output = linear_mixture_loss(Head(*leaves), said, MIXTURES["all"], chunk_size=3, process_group=group, **keywords)
+            gradients.append((output.loss.detach(), *torch.autograd.grad(output.loss, leaves)))
+        compare(gradients[1][:2], gradients[0][:2])
+        compare(gradients[1][2], share(gradients[0][2], 0, rank, ranks))
+
+
 def narrow_hidden_states_agree(rank, ranks):
     """The ranks' parts of a hidden state's gradient cancel, so that they may not be rounded before they're added up."""
     _, _, hidden, weight, t_hidden, t_weight, _ = (tensor.bfloat16() for tensor in tensors())
@@ -90,7 +124,7 @@ def narrow_hidden_states_agree(rank, ranks):
     assert (gradients[1] - gradients[0]).abs().max() <= 2**-8 * gradients[0].abs().max()
 
 
-def count_exchanges(rank, ranks, terms):
+def count_exchanges(call):
     counts = {"all_gather": 0, "all_reduce": 0}
     originals = {name: getattr(dist, name) for name in counts}
 
@@ -101,11 +135,10 @@ def count_exchanges(rank, ranks, terms):
 
         return call
 
-    student, teacher = (share(tensor, 1, rank, ranks) for tensor in tensors()[:2])
     for name in counts:
         setattr(dist, name, counted(name))
     try:
-        mixture_loss(student.clone().requires_grad_(), teacher, terms, process_group=dist.group.WORLD)
+        call()
     finally:
         for name, original in originals.items():
             setattr(dist, name, original)
@@ -122,15 +155,17 @@ def every_check(rank, ranks):
             logits_agree(rank, ranks, terms, None, row_weights=torch.linspace(0, 1, N), **keywords)
             heads_agree(rank, ranks, terms, chunk_size=3, **keywords)
     unequal_shares_agree(rank, ranks, targets)
+    top_k_agrees(rank, ranks, targets)
     narrow_hidden_states_agree(rank, ranks)
     plain = {"targets": targets, "cross_entropy": 1.0}
     student = share(tensors()[0], 1, rank, ranks)
     expected = mixture_loss(tensors()[0], None, [], **plain)
     compare(mixture_loss(student, None, [], process_group=dist.group.WORLD, **plain), expected)
     # One tells the widths of the shares.
-    for terms in ONE_EXCHANGE.values():
-        assert count_exchanges(rank, ranks, terms) == {"all_gather": 1 + 1, "all_reduce": 0}
-    assert count_exchanges(rank, ranks, MIXTURES["all"]) == {"all_gather": 1 + 1, "all_reduce": 1}
+    mine, teacher = (share(tensor, 1, rank, ranks) for tensor in tensors()[:2])
+    for terms, reduces in ((ONE_EXCHANGE["kl"], 0), (ONE_EXCHANGE["both"], 0), (MIXTURES["all"], 1)):
+        counts = count_exchanges(lambda terms=terms: mixture_loss(mine, teacher, terms, process_group=dist.group.WORLD))
+        assert counts == {"all_gather": 1 + 1, "all_reduce": reduces}
     with pytest.raises(ValueError, match=r"its ranks' students have 1, 2.* rows; expected as many on each"):
         mixture_loss(student[: rank + 1], None, [], targets=targets[: rank + 1], cross_entropy=1.0,
                      process_group=dist.group.WORLD)  # fmt: skip
@@ -181,10 +216,8 @@ class Square:
 
 def test_refusals(group):
     student, teacher = tensors()[:2]
-    top_k = TopK(torch.zeros(N, 1).long(), torch.zeros(N, 1), torch.full((N,), -torch.inf))
     for expected, given, terms, keywords in (
         ("'square' isn't pointwise", teacher, [Term(Square())], {}),
-        ("the teacher is a TopK", top_k, [Term("kl")], {}),
         ("which backend 'inductor' doesn't take", teacher, [Term("kl")], {"backend": "inductor"}),
         ("has 48 columns of the student and 40 of the teacher", Logits(teacher[:, :40]), [Term("kl")], {}),
         ("targets[0] is 48; expected 0 to 47", teacher, [], {"targets": torch.full((N,), V), "cross_entropy": 1.0}),
