@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lantern_kernels import products
 from lantern_kernels.top_k import TopK
 from lantern_kernels.workspace import Workspace
 
@@ -114,10 +115,11 @@ class Side(Protocol):
 
 
 class _ProjectedSide:
-    """The logits of a `Head`, projected in `dtype` whatever the dtype of the hidden states.
+    """The logits of a `Head`, projected into `dtype` whatever the dtype of the hidden states.
 
     Rounding logits to bf16 makes q − p wrong by a fifth where student and teacher are close. So a weight of another
-    dtype is converted, once, and its copy held as long as the loss is being computed.
+    dtype is converted, once, and its copy held as long as the loss is being computed, unless the device multiplies such
+    factors into `dtype` (`products`).
     """
 
     def __init__(
@@ -132,14 +134,14 @@ class _ProjectedSide:
         self._head, self._group = head, group
         # A row that doesn't count may hold a NaN, which no gradient of 0 would keep out of a sum over rows.
         self._hidden = head.hidden if weights is None else head.hidden.masked_fill((weights == 0)[:, None], 0.0)
-        self._weight = head.weight.to(dtype)
+        self._weight = head.weight.to(products.dtype_of_factors(head.hidden, head.weight, dtype))
         self._bias = None if head.bias is None else head.bias.to(dtype)
-        self._buffer = room(self._weight)
+        self._buffer = room(head.weight.new_empty(0, dtype=dtype))
         hidden, weight, bias = wanted
         # Ranks add up their columns' parts of it, and parts that were rounded before would lose what cancels.
         kept = kept_dtype(head.hidden) if group is None else dtype
         self._hidden_gradient = torch.zeros_like(head.hidden, dtype=kept) if hidden else None
-        self._weight_gradient = torch.empty_like(self._weight) if weight else None
+        self._weight_gradient = torch.empty_like(self._weight, dtype=dtype) if weight else None
         self._bias_gradient = torch.zeros_like(self._bias) if bias and self._bias is not None else None
         self._started = False
 
@@ -148,10 +150,9 @@ class _ProjectedSide:
         chunk = self._buffer[: len(hidden)]
         logits, absent = chunk[:, : len(self._weight)], chunk[:, len(self._weight) :]
         absent.fill_(-math.inf)
-        if self._bias is None:
-            torch.mm(hidden, self._weight.t(), out=logits)
-        else:
-            torch.addmm(self._bias, hidden, self._weight.t(), out=logits)
+        products.multiply(hidden, self._weight.t(), out=logits)
+        if self._bias is not None:
+            logits.add_(self._bias)
         return chunk
 
     def room(self, rows: Rows, logits: Tensor) -> Tensor:
@@ -161,22 +162,28 @@ class _ProjectedSide:
         gradient = gradient[:, : len(self._weight)]
         if self._bias_gradient is not None:
             self._bias_gradient.add_(gradient.sum(0))
-        hidden = self._hidden[rows].to(gradient.dtype)
+        hidden = self._hidden[rows].to(self._weight.dtype)
         columns = None if negligible is None else _columns_above(gradient, negligible)
         weight = self._weight
         if columns is not None:
             gradient, weight = gradient[:, columns], weight[columns]
+        # Rounded once for both products, where they take narrow factors.
+        dtype, gradient = gradient.dtype, gradient.to(weight.dtype)
         if self._hidden_gradient is not None:
-            self._hidden_gradient[rows] = torch.mm(gradient, weight).to(self._hidden_gradient.dtype)
+            product = gradient.new_empty(len(gradient), weight.shape[1], dtype=dtype)
+            products.multiply(gradient, weight, out=product)
+            self._hidden_gradient[rows] = product.to(self._hidden_gradient.dtype)
         if self._weight_gradient is None:
             return
         if columns is None:
             # The first chunk overwrites: to clear the largest tensor here would cost a pass over it.
-            self._weight_gradient.addmm_(gradient.t(), hidden, beta=float(self._started))
+            products.accumulate(self._weight_gradient, gradient.t(), hidden, fresh=not self._started)
         else:
             if not self._started:
                 self._weight_gradient.zero_()
-            self._weight_gradient.index_add_(0, columns, torch.mm(gradient.t(), hidden))
+            product = gradient.new_empty(len(columns), hidden.shape[1], dtype=dtype)
+            products.multiply(gradient.t(), hidden, out=product)
+            self._weight_gradient.index_add_(0, columns, product)
         self._started = True
 
     def gradients(self) -> list[Tensor | None]:
