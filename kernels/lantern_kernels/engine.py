@@ -21,7 +21,9 @@ from lantern_kernels.workspace import borrowed
 # slow, whatever the vocabulary. An accelerator wants a thousand rows and more.
 _CHUNK_BYTES_CPU = 128 << 20
 _CHUNK_BYTES_ACCELERATOR = 1 << 30
-_FEWEST_ROWS = 128
+_FEWEST_ROWS = {"cpu": 128, "accelerator": 1024}
+_TILE_ROWS = 128
+"""An accelerator's products come in tiles of so many rows; a chunk that ends within one pays for all of it."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +160,16 @@ def walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor 
 
 
 def _chunk_rows(job: Job, columns: int) -> int:
-    """Chunks are of even size, so that the last one isn't a sliver."""
-    budget = _CHUNK_BYTES_CPU if job.weights.is_cpu else _CHUNK_BYTES_ACCELERATOR
-    most = job.chunk_size or max(_FEWEST_ROWS, budget // (2 * columns * job.weights.element_size()))
     total = max(1, len(job.weights) if job.rows is None else len(job.rows))
-    return math.ceil(total / math.ceil(total / most))
+    return rows_of_a_chunk(total, job.chunk_size, columns * job.weights.element_size(), job.weights.is_cpu)
+
+
+def rows_of_a_chunk(total: int, chunk_size: int | None, bytes_of_a_row: int, on_cpu: bool) -> int:
+    """Chunks are of even size, so that the last one isn't a sliver; on an accelerator, whole tiles."""
+    budget = _CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ACCELERATOR
+    most = chunk_size or max(_FEWEST_ROWS["cpu" if on_cpu else "accelerator"], budget // (2 * bytes_of_a_row))
+    even = math.ceil(total / math.ceil(total / most))
+    return even if on_cpu or chunk_size else math.ceil(even / _TILE_ROWS) * _TILE_ROWS
 
 
 def _split(rows: Tensor | None, total: int, size: int) -> Iterator[Rows]:
