@@ -133,8 +133,8 @@ def linear_mixture_loss(
         teacher: A head, whose hidden size may differ from the student's, or logits ``[N, V']`` as a tensor or as `Logits`;
             or `TopK`; None with no terms.
         terms: As in `mixture_loss`, and so are the other keywords.
-        chunk_size: Rows per chunk. By default so many that both sides' logits take 64 MiB on a CPU, 1 GiB on an
-            accelerator, yet at least 128.
+        chunk_size: Rows per chunk. By default so many that both sides' logits take 128 MiB on a CPU, 1 GiB on an
+            accelerator, yet at least 128 and 1024: 1.2 GB at a vocabulary of 151,936.
         skip_below: τ ≥ 0. Vocabulary entries whose gradient ∂loss/∂logit is at most τ times the chunk's largest row
             weight, in every row of a chunk, are left out of the gradients' two products. Student and teacher both
             think little of most entries, so τ = 2⁻¹² leaves out five of six and makes the whole faster than its dense
