@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -40,12 +41,12 @@ def _every_divergence(fits: Callable[[object], bool], backend: str, terms: Seque
 
 
 def mixture(terms: Sequence[Term], temperature: float, cross_entropy: float, has_teacher: bool, has_targets: bool) -> None:
-    if isinstance(terms, (str, Term)):
+    if isinstance(terms, str) or not isinstance(terms, Sequence):
         raise ValueError(f"terms is {terms!r}; expected a sequence of Terms, such as [Term('kl')]")
     check_labels(terms)
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not (_is_finite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature!r}; expected a finite number above 0")
-    if not math.isfinite(cross_entropy):
+    if not _is_finite(cross_entropy):
         raise ValueError(f"cross_entropy is {cross_entropy!r}; expected a finite weight")
     if terms and not has_teacher:
         raise ValueError(f"terms has {len(terms)} divergences but there is no teacher; give one, or no terms")
@@ -69,7 +70,10 @@ def logits(name: str, value: Logits, like: Tensor | None = None) -> None:
 def top_k(name: str, value: TopK, terms: Sequence[Term], like: Tensor, classes: int) -> TopK:
     """Most probable tokens of as many rows as `like` has, within a vocabulary of `classes`."""
     ids, log_probs, tail = value.ids, value.log_probs, value.tail_log_mass
-    if ids.ndim != 2 or ids.is_floating_point() or ids.is_complex() or not 0 < ids.shape[1] <= classes:
+    for part, tensor in vars(value).items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name}.{part} is a {type(tensor).__name__}; expected a tensor")
+    if ids.ndim != 2 or not _is_integer(ids) or not 0 < ids.shape[1] <= classes:
         raise ValueError(
             f"{name}.ids has shape {list(ids.shape)} and dtype {ids.dtype}; expected integers [N, k] with k from 1 to "
             f"{classes}, the student's vocabulary"
@@ -87,13 +91,17 @@ def top_k(name: str, value: TopK, terms: Sequence[Term], like: Tensor, classes: 
     if general := [term.label for term in terms if not isinstance(term.divergence, Pointwise)]:
         raise ValueError(f"{name} is a TopK, but {general[0]!r} isn't pointwise; give it full logits")
     outside = (ids < 0) | (ids >= classes)
-    _no_row(outside.any(1), lambda row: f"{name}.ids[{row}] is {ids[row].tolist()}; expected 0 to {classes - 1}")
+    within = f"expected 0 to {classes - 1}"
+    _no_row(f"{name}.ids", within, outside.any(1), lambda row: f"{name}.ids[{row}] is {ids[row].tolist()}; {within}")
     ordered = ids.sort(-1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]).any(1)
-    _no_row(twice, lambda row: f"{name}.ids[{row}] is {ids[row].tolist()}; expected every token once")
+    once = "expected every token once"
+    _no_row(f"{name}.ids", once, twice, lambda row: f"{name}.ids[{row}] is {ids[row].tolist()}; {once}")
     mass = log_probs.double().exp().sum(-1) + tail.double().exp()
     # A server's log-probabilities are rounded; NaN fails too.
     _no_row(
+        f"{name}.log_probs with tail_log_mass",
+        "expected a mass of 1",
         ~((mass <= 1 + 1e-2) & (mass >= 1 - 1e-2)),
         lambda row: (
             f"{name}.log_probs[{row}] and tail_log_mass[{row}] add up to a mass of {float(mass[row]):.4g}; expected 1"
@@ -102,12 +110,10 @@ def top_k(name: str, value: TopK, terms: Sequence[Term], like: Tensor, classes: 
     return TopK(ids.long(), log_probs, tail)
 
 
-def _no_row(wrong: Tensor, message: Callable[[int], str]) -> None:
-    if wrong.is_cuda:
+def _no_row(name: str, expected: str, wrong: Tensor, message: Callable[[int], str]) -> None:
+    if wrong.is_cuda or wrong.is_meta:
         # To look at it here would mean to wait for the device at each step; so the device looks, and stops.
-        torch._assert_async(
-            ~wrong.any(), "a target, a row weight or a top-k token is out of range; run on a CPU to see which"
-        )
+        torch._assert_async(~wrong.any(), f"{name} has a value out of range; {expected}. Run on a CPU to see which row")
     elif wrong.any():
         raise ValueError(message(int(wrong.nonzero()[0, 0])))
 
@@ -140,23 +146,23 @@ def head(name: str, value: Head, like: Tensor | None = None) -> None:
 
 
 def _scale_and_softcap(name: str, value: Head | Logits) -> None:
-    if value.softcap is not None and not (math.isfinite(value.softcap) and value.softcap > 0):
+    if value.softcap is not None and not (_is_finite(value.softcap) and value.softcap > 0):
         raise ValueError(f"{name}.softcap is {value.softcap!r}; expected a finite number above 0, or None")
-    if not math.isfinite(value.scale):
+    if not _is_finite(value.scale):
         raise ValueError(f"{name}.scale is {value.scale!r}; expected a finite number")
 
 
 def targets(value: Tensor, like: Tensor, classes: int, ignore_index: int) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"targets is a {type(value).__name__}; expected a tensor of integers [{like.shape[0]}]")
-    if value.shape != like.shape[:1] or value.is_floating_point() or value.is_complex():
+    if value.shape != like.shape[:1] or not _is_integer(value):
         raise ValueError(
             f"targets has shape {list(value.shape)} and dtype {value.dtype}; expected integers of shape [{like.shape[0]}]"
         )
     _same_device("targets", value, like)
     expected = f"expected 0 to {classes - 1}, the student's vocabulary, or ignore_index ({ignore_index})"
     wrong = ((value < 0) | (value >= classes)) & (value != ignore_index)
-    _no_row(wrong, lambda row: f"targets[{row}] is {int(value[row])}; {expected}")
+    _no_row("targets", expected, wrong, lambda row: f"targets[{row}] is {int(value[row])}; {expected}")
 
 
 def row_weights(value: Tensor, like: Tensor) -> None:
@@ -166,27 +172,25 @@ def row_weights(value: Tensor, like: Tensor) -> None:
         raise ValueError(f"row_weights has shape {list(value.shape)}; expected [{like.shape[0]}], one weight per row")
     _same_device("row_weights", value, like)
     expected = "expected finite weights, 0 to leave a row out"
-    _no_row(~value.isfinite(), lambda row: f"row_weights[{row}] is {float(value[row])}; {expected}")
+    _no_row("row_weights", expected, ~value.isfinite(), lambda row: f"row_weights[{row}] is {float(value[row])}; {expected}")
 
 
 def chunk_size(value: int | None) -> None:
-    if value is not None and value < 1:
+    if value is not None and not (_is_count(value) and value >= 1):
         raise ValueError(f"chunk_size is {value!r}; expected a number of rows, at least 1, or None")
 
 
 def logits_before(value: int | None) -> None:
-    if value is not None and value < 0:
+    if value is not None and not (_is_count(value) and value >= 0):
         raise ValueError(f"logits_before is {value!r}; expected a number of logits, at least 0, or None")
 
 
 def sharded(terms: Sequence[Term], student: Head | Logits, teacher: Head | Logits | TopK | None, backend: str) -> None:
     if general := [term.label for term in terms if not isinstance(term.divergence, Pointwise)]:
         raise ValueError(f"process_group is given, but {general[0]!r} isn't pointwise; a sharded vocabulary needs that")
-    if isinstance(teacher, TopK):
-        raise ValueError("process_group is given, but the teacher is a TopK; give it logits or a head, sharded likewise")
     if backend not in ("auto", "torch"):
         raise ValueError(f"process_group is given, which backend {backend!r} doesn't take; use 'auto'")
-    if teacher is not None and vocabulary(teacher) != vocabulary(student):
+    if isinstance(teacher, Head | Logits) and vocabulary(teacher) != vocabulary(student):
         raise ValueError(
             f"process_group is given, and this rank has {vocabulary(student)} columns of the student and "
             f"{vocabulary(teacher)} of the teacher; expected as many: pad the smaller vocabulary with -inf"
@@ -194,7 +198,7 @@ def sharded(terms: Sequence[Term], student: Head | Logits, teacher: Head | Logit
 
 
 def skip_below(value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
+    if not (_is_finite(value) and value >= 0):
         raise ValueError(f"skip_below is {value!r}; expected a finite number, at least 0")
 
 
@@ -216,3 +220,16 @@ def _same_rows(name: str, tensor: Tensor, like: Tensor) -> None:
 def _same_device(name: str, tensor: Tensor, like: Tensor) -> None:
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}; expected {like.device}, where the student is")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it's a number that can be worked with; a Boolean is a mistake."""
+    return isinstance(value, SupportsFloat) and not isinstance(value, bool | str | Tensor) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

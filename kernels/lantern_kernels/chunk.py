@@ -80,7 +80,8 @@ def on_chunk(
         student: Tensor, teacher: Tensor | TopK | None, targets: Tensor | None, weights: Tensor, out: Tensor | None
     ) -> Tensor:
         values = weights.new_empty(len(mixture.labels), len(weights))
-        rows = max(1, _TILE_BYTES_CPU // (student.shape[1] * student.element_size())) if student.is_cpu else len(student)
+        columns = student.shape[1] if mixture.shard is None else mixture.shard.widest
+        rows = max(1, _TILE_BYTES_CPU // (columns * student.element_size())) if student.is_cpu else len(student)
         for start in range(0, len(weights), max(1, rows)):
             tile = slice(start, start + rows)
             logits = student_bend(student[tile])

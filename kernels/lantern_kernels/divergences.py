@@ -128,14 +128,14 @@ class JS:
 
     # Beyond it q is lost in the rounding of p, even in float64, and log(p/m) = x − λ has reached −log β: x may stop.
     _FARTHEST = 40.0
-    # Nearer to 1, fp32 rounds β to 1, and λ = log(1 − β) of an entry without teacher's mass is −inf.
-    _NEAREST = 1e-6
+    _LEAST = 1e-6
 
     def __init__(self, beta: float = 0.5):
-        if not self._NEAREST <= beta <= 1.0 - self._NEAREST:
+        # Closer to 1, 1 − β would be lost in float32.
+        if not (isinstance(beta, int | float) and self._LEAST <= beta <= 1 - self._LEAST):
             raise ValueError(
-                f"beta is {beta!r}; expected 0 < beta < 1, and {self._NEAREST:g} or more from both: the teacher's weight in "
-                "the mixture (at the limits, use kl instead of 0 and reverse_kl instead of 1)"
+                f"beta is {beta!r}; expected 0 < beta < 1 by at least {self._LEAST:g}, the teacher's weight in the mixture "
+                "(at the limits, use kl instead of 0 and reverse_kl instead of 1)"
             )
         self.beta = float(beta)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -22,7 +21,9 @@ from lantern_kernels.workspace import borrowed
 # slow, whatever the vocabulary. An accelerator wants a thousand rows and more.
 _CHUNK_BYTES_CPU = 128 << 20
 _CHUNK_BYTES_ACCELERATOR = 1 << 30
-_FEWEST_ROWS = 128
+_FEWEST_ROWS = {"cpu": 128, "accelerator": 1024}
+_TILE_ROWS = 128
+"""An accelerator's products come in tiles of so many rows; a chunk that ends within one pays for all of it."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,25 @@ class _Recomputed(torch.autograd.Function):
             kernels = row_kernels(job.mixture, bend_of(job.student), bend_of(job.teacher), job.accurate, top_k)
             values, sums = kernels.sums(student, teacher, job.targets, job.weights)
             loss = job.mixture.weighted_sum(values) @ job.weights
-        ctx.save_for_backward(student)
-        # Not saved in autograd's way, which refuses what a teacher made in inference mode. What the gradient needs of a
-        # top-k teacher is among the sums.
-        ctx.others = kernels, None if top_k else teacher, job.targets, job.weights, sums
-        ctx.in_place = job.in_place and student.stride(1) == 1
+        # Saved in autograd's way, which notices what is changed in place until the backward; it refuses what a teacher
+        # made in inference mode, and that alone is kept without it.
+        others = [teacher.ids if top_k else teacher, job.targets]
+        ctx.unwatched = [None if tensor is None or not tensor.is_inference() else tensor for tensor in others]
+        ctx.save_for_backward(student, *(None if tensor is None or tensor.is_inference() else tensor for tensor in others))
+        # What the gradient needs of a top-k teacher is among the sums.
+        ctx.others = kernels, top_k, job.weights, sums
+        # Rows that share memory, as those of an expanded tensor do, can't each hold a gradient.
+        ctx.in_place = job.in_place and student.stride(1) == 1 and student.stride(0) >= student.shape[1]
         ctx.mark_non_differentiable(values)
         return loss, values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        (student,) = ctx.saved_tensors
-        kernels, teacher, targets, weights, sums = ctx.others
+        student, *watched = ctx.saved_tensors
+        teacher, targets = (a if b is None else b for a, b in zip(watched, ctx.unwatched, strict=True))
+        kernels, top_k, weights, sums = ctx.others
+        teacher = None if top_k else teacher
         gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
         if ctx.in_place:
             gradient = student.detach()
@@ -118,11 +125,13 @@ def walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor 
     mixture, weights = job.mixture, job.weights
     teacher_source = job.teacher if mixture.terms else None
     columns = max(vocabulary(job.student), vocabulary(teacher_source))
-    chunk_rows = _chunk_rows(job, columns)
+    # Ranks must exchange alike, however wide their own shares are.
+    chunk_rows = _chunk_rows(job, columns if mixture.shard is None else mixture.shard.widest)
     values = weights.new_zeros(len(mixture.labels), len(weights))
     with torch.no_grad(), torch.autocast(weights.device.type, enabled=False), borrowed() as workspace:
         sizes = weights.dtype, chunk_rows, columns, workspace
-        student = open_side(job.student, *sizes, wanted, weights if job.backend == "triton" else None)
+        group = None if mixture.shard is None else mixture.shard.group
+        student = open_side(job.student, *sizes, wanted, weights if job.backend == "triton" else None, group)
         teacher = None if teacher_source is None else open_teacher(teacher_source, *sizes)
         work = on_chunk(
             mixture,
@@ -147,19 +156,20 @@ def walk(job: Job, wanted: Sequence[bool]) -> tuple[Tensor, Tensor, list[Tensor 
                 largest = weights[rows].abs().max() if job.skip_below else None
                 student.take(rows, gradient, None if largest is None else job.skip_below * largest)
         loss = mixture.weighted_sum(values) @ weights
-        gradients = student.gradients()
-        if mixture.group is not None and isinstance(job.student, Head) and gradients[0] is not None:
-            # Every rank has its columns' part of it.
-            dist.all_reduce(gradients[0], group=mixture.group)
-        return loss, values, gradients
+        return loss, values, student.gradients()
 
 
 def _chunk_rows(job: Job, columns: int) -> int:
-    """Chunks are of even size, so that the last one isn't a sliver."""
-    budget = _CHUNK_BYTES_CPU if job.weights.is_cpu else _CHUNK_BYTES_ACCELERATOR
-    most = job.chunk_size or max(_FEWEST_ROWS, budget // (2 * columns * job.weights.element_size()))
     total = max(1, len(job.weights) if job.rows is None else len(job.rows))
-    return math.ceil(total / math.ceil(total / most))
+    return rows_of_a_chunk(total, job.chunk_size, columns * job.weights.element_size(), job.weights.is_cpu)
+
+
+def rows_of_a_chunk(total: int, chunk_size: int | None, bytes_of_a_row: int, on_cpu: bool) -> int:
+    """Chunks are of even size, so that the last one isn't a sliver; on an accelerator, whole tiles."""
+    budget = _CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ACCELERATOR
+    most = chunk_size or max(_FEWEST_ROWS["cpu" if on_cpu else "accelerator"], budget // (2 * bytes_of_a_row))
+    even = math.ceil(total / math.ceil(total / most))
+    return even if on_cpu or chunk_size else math.ceil(even / _TILE_ROWS) * _TILE_ROWS
 
 
 def _split(rows: Tensor | None, total: int, size: int) -> Iterator[Rows]:

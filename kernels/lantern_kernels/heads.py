@@ -13,8 +13,10 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from lantern_kernels import products
 from lantern_kernels.top_k import TopK
 from lantern_kernels.workspace import Workspace
 
@@ -113,22 +115,33 @@ class Side(Protocol):
 
 
 class _ProjectedSide:
-    """The logits of a `Head`, projected in `dtype` whatever the dtype of the hidden states.
+    """The logits of a `Head`, projected into `dtype` whatever the dtype of the hidden states.
 
     Rounding logits to bf16 makes q − p wrong by a fifth where student and teacher are close. So a weight of another
-    dtype is converted, once, and its copy held as long as the loss is being computed.
+    dtype is converted, once, and its copy held as long as the loss is being computed, unless the device multiplies such
+    factors into `dtype` (`products`).
     """
 
-    def __init__(self, head: Head, dtype: torch.dtype, room: Room, wanted: Sequence[bool], weights: Tensor | None):
-        self._head = head
+    def __init__(
+        self,
+        head: Head,
+        dtype: torch.dtype,
+        room: Room,
+        wanted: Sequence[bool],
+        weights: Tensor | None,
+        group: dist.ProcessGroup | None,
+    ):
+        self._head, self._group = head, group
         # A row that doesn't count may hold a NaN, which no gradient of 0 would keep out of a sum over rows.
         self._hidden = head.hidden if weights is None else head.hidden.masked_fill((weights == 0)[:, None], 0.0)
-        self._weight = head.weight.to(dtype)
+        self._weight = head.weight.to(products.dtype_of_factors(head.hidden, head.weight, dtype))
         self._bias = None if head.bias is None else head.bias.to(dtype)
-        self._buffer = room(self._weight)
+        self._buffer = room(head.weight.new_empty(0, dtype=dtype))
         hidden, weight, bias = wanted
-        self._hidden_gradient = torch.zeros_like(head.hidden, dtype=_kept(head.hidden)) if hidden else None
-        self._weight_gradient = torch.empty_like(self._weight) if weight else None
+        # Ranks add up their columns' parts of it, and parts that were rounded before would lose what cancels.
+        kept = kept_dtype(head.hidden) if group is None else dtype
+        self._hidden_gradient = torch.zeros_like(head.hidden, dtype=kept) if hidden else None
+        self._weight_gradient = torch.empty_like(self._weight, dtype=dtype) if weight else None
         self._bias_gradient = torch.zeros_like(self._bias) if bias and self._bias is not None else None
         self._started = False
 
@@ -137,10 +150,9 @@ class _ProjectedSide:
         chunk = self._buffer[: len(hidden)]
         logits, absent = chunk[:, : len(self._weight)], chunk[:, len(self._weight) :]
         absent.fill_(-math.inf)
-        if self._bias is None:
-            torch.mm(hidden, self._weight.t(), out=logits)
-        else:
-            torch.addmm(self._bias, hidden, self._weight.t(), out=logits)
+        products.multiply(hidden, self._weight.t(), out=logits)
+        if self._bias is not None:
+            logits.add_(self._bias)
         return chunk
 
     def room(self, rows: Rows, logits: Tensor) -> Tensor:
@@ -150,35 +162,43 @@ class _ProjectedSide:
         gradient = gradient[:, : len(self._weight)]
         if self._bias_gradient is not None:
             self._bias_gradient.add_(gradient.sum(0))
-        hidden = self._hidden[rows].to(gradient.dtype)
+        hidden = self._hidden[rows].to(self._weight.dtype)
         columns = None if negligible is None else _columns_above(gradient, negligible)
         weight = self._weight
         if columns is not None:
             gradient, weight = gradient[:, columns], weight[columns]
+        # Rounded once for both products, where they take narrow factors.
+        dtype, gradient = gradient.dtype, gradient.to(weight.dtype)
         if self._hidden_gradient is not None:
-            self._hidden_gradient[rows] = torch.mm(gradient, weight).to(self._hidden_gradient.dtype)
+            product = gradient.new_empty(len(gradient), weight.shape[1], dtype=dtype)
+            products.multiply(gradient, weight, out=product)
+            self._hidden_gradient[rows] = product.to(self._hidden_gradient.dtype)
         if self._weight_gradient is None:
             return
         if columns is None:
             # The first chunk overwrites: to clear the largest tensor here would cost a pass over it.
-            self._weight_gradient.addmm_(gradient.t(), hidden, beta=float(self._started))
+            products.accumulate(self._weight_gradient, gradient.t(), hidden, fresh=not self._started)
         else:
             if not self._started:
                 self._weight_gradient.zero_()
-            self._weight_gradient.index_add_(0, columns, torch.mm(gradient.t(), hidden))
+            product = gradient.new_empty(len(columns), hidden.shape[1], dtype=dtype)
+            products.multiply(gradient.t(), hidden, out=product)
+            self._weight_gradient.index_add_(0, columns, product)
         self._started = True
 
     def gradients(self) -> list[Tensor | None]:
         if self._weight_gradient is not None and not self._started:
             self._weight_gradient.zero_()
+        if self._group is not None and self._hidden_gradient is not None:
+            dist.all_reduce(self._hidden_gradient, group=self._group)
         found = (self._hidden_gradient, self._weight_gradient, self._bias_gradient)
         return [
-            None if gradient is None or tensor is None else gradient.to(_kept(tensor))
+            None if gradient is None or tensor is None else gradient.to(kept_dtype(tensor))
             for gradient, tensor in zip(found, tensors_of(self._head), strict=True)
         ]
 
 
-def _kept(tensor: Tensor) -> torch.dtype:
+def kept_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype of its gradient until the backward has scaled it: before, it would underflow in float16."""
     return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
 
@@ -196,7 +216,7 @@ class _GivenSide:
         self._logits = logits = source.values
         self._fits = logits.dtype == dtype and logits.shape[1] == columns
         self._buffer = None if self._fits else room(logits.new_empty(0, dtype=dtype))
-        self._gradient = torch.zeros_like(logits, dtype=_kept(logits)) if any(wanted) else None
+        self._gradient = torch.zeros_like(logits, dtype=kept_dtype(logits)) if any(wanted) else None
 
     def read(self, rows: Rows) -> Tensor:
         given = self._logits[rows]
@@ -247,16 +267,18 @@ def open_side(
     workspace: Workspace,
     wanted: Sequence[bool] | None = None,
     weights: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Side:
     """Ready a side to be read by chunks of at most `chunk_rows`, gathering gradients of its tensors where `wanted`.
 
-    With row weights given, the rows of weight 0 are kept from reaching the others.
+    With row weights given, the rows of weight 0 are kept from reaching the others. A head's vocabulary is sharded over the
+    `group`, if there is one.
     """
     if wanted is None:
         wanted = [False] * len(tensors_of(source))
     room = partial(workspace.empty, chunk_rows, columns)
     if isinstance(source, Head):
-        return _ProjectedSide(source, dtype, room, wanted, weights)
+        return _ProjectedSide(source, dtype, room, wanted, weights, group)
     return _GivenSide(source, dtype, columns, room, wanted)
 
 

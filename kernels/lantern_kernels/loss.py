@@ -71,11 +71,12 @@ def mixture_loss(
             don't suffer. On a CPU it costs arithmetic in float64.
         in_place: Whether the backward may write the gradient over the student's logits, to spare their size in memory.
             The ``triton`` backend makes use of it. Nobody else may need the logits then.
-        process_group: The ranks over which the vocabulary is sharded: each has all N rows and an equal share of the
-            columns, in the order of the ranks, of student and teacher alike; targets are ids in the whole vocabulary.
-            Every rank gets the same loss, and the gradient of its own columns (of hidden states: the whole). Per chunk
-            of rows there is one all-gather of scalars, and one all-reduce if there are other terms than KL and reverse
-            KL. Runs on the ``torch`` backend.
+        process_group: The ranks over which the vocabulary is sharded: each has all N rows and a share of the columns,
+            in the order of the ranks, as wide for the student as for the teacher; targets and a `TopK`, which each has
+            in full, hold ids of the whole vocabulary. Every rank gets the same loss, and the gradient of its own
+            columns (of hidden states: the whole). Ranks tell each other the widths of their shares once a call; per
+            chunk of rows there is one all-gather of scalars, and one all-reduce if there are other terms than KL and
+            reverse KL against full logits. Runs on the ``torch`` backend.
         logits_before: How many of the student's logits went through this mixture before, by which ``auto`` tells on a
             CPU whether compiling pays. By default what this process has counted; a training run that counts for itself,
             and goes on counting after a resume, gets the same bits as without the interruption.
@@ -132,8 +133,8 @@ def linear_mixture_loss(
         teacher: A head, whose hidden size may differ from the student's, or logits ``[N, V']`` as a tensor or as `Logits`;
             or `TopK`; None with no terms.
         terms: As in `mixture_loss`, and so are the other keywords.
-        chunk_size: Rows per chunk. By default so many that both sides' logits take 64 MiB on a CPU, 1 GiB on an
-            accelerator, yet at least 128.
+        chunk_size: Rows per chunk. By default so many that both sides' logits take 128 MiB on a CPU, 1 GiB on an
+            accelerator, yet at least 128 and 1024: 1.2 GB at a vocabulary of 151,936.
         skip_below: τ ≥ 0. Vocabulary entries whose gradient ∂loss/∂logit is at most τ times the chunk's largest row
             weight, in every row of a chunk, are left out of the gradients' two products. Student and teacher both
             think little of most entries, so τ = 2⁻¹² leaves out five of six and makes the whole faster than its dense

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lantern_kernels.divergences import LOG_FLOOR, General, Pointwise
-from lantern_kernels.sharded import sharded_rows
+from lantern_kernels.sharded import Shard, sharded_rows
 from lantern_kernels.terms import CROSS_ENTROPY, Term
 from lantern_kernels.top_k import TopK, top_k_rows
 
@@ -28,8 +27,8 @@ class Mixture:
     temperature: float
     cross_entropy: float
     with_targets: bool
-    group: dist.ProcessGroup | None = None
-    """Over which the vocabulary is sharded, if it is."""
+    shard: Shard | None = None
+    """This rank's share of the vocabulary, if it's sharded."""
 
     @cached_property
     def labels(self) -> list[str]:
@@ -73,16 +72,16 @@ class Mixture:
         general = {k: term.divergence for k, term in enumerate(self.terms) if not isinstance(term.divergence, Pointwise)}
         pointwise = [term.divergence for term in self.terms if isinstance(term.divergence, Pointwise)]
         factors = [factor for k, factor in enumerate(self.factors) if k not in general]
+        if self.shard is not None:
+            values, gradient = sharded_rows(
+                pointwise, student, teacher, targets, factors, self.temperature, with_gradient, self.shard
+            )
+            return torch.stack(values), gradient
         if isinstance(teacher, TopK):
             values, gradient = top_k_rows(pointwise, student, teacher, factors, self.temperature, with_gradient)
             found, towards = pointwise_rows([], student, None, targets, factors[len(pointwise) :], 1.0, with_gradient)
             values += found
             gradient = towards if gradient is None else gradient if towards is None else gradient.add_(towards)
-            return torch.stack(values), gradient
-        if self.group is not None:
-            values, gradient = sharded_rows(
-                pointwise, student, teacher, targets, factors, self.temperature, with_gradient, self.group
-            )
             return torch.stack(values), gradient
         values, gradient = pointwise_rows(pointwise, student, teacher, targets, factors, self.temperature, with_gradient)
         for k, divergence in general.items():

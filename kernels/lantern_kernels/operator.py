@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lantern_kernels.divergences import Pointwise
 from lantern_kernels.engine import walk
-from lantern_kernels.heads import Head, Logits, tensors_of
+from lantern_kernels.heads import Head, Logits, kept_dtype, tensors_of
 from lantern_kernels.prepare import Options, prepare
 from lantern_kernels.terms import Term, from_key
 from lantern_kernels.top_k import TopK
@@ -117,7 +117,7 @@ def _(s0: Tensor, s1: Tensor | None, s2: Tensor | None, *rest: Any) -> tuple[Ten
     targets, term_weights, wanted = rest[3], rest[13], rest[14]
     dtype = torch.float64 if s0.dtype == torch.float64 else torch.float32
     gradients = [
-        torch.empty_like(tensor) if needed and tensor is not None else s0.new_empty(0)
+        torch.empty_like(tensor, dtype=kept_dtype(tensor)) if needed and tensor is not None else s0.new_empty(0)
         for tensor, needed in zip((s0, s1, s2), wanted, strict=True)
     ]
     values = s0.new_empty(len(term_weights) + (targets is not None), s0.shape[0], dtype=dtype)
@@ -126,13 +126,14 @@ def _(s0: Tensor, s1: Tensor | None, s2: Tensor | None, *rest: Any) -> tuple[Ten
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.wanted, ctx.count = inputs[17], len(inputs)
+    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs[:3]]
     ctx.save_for_backward(*output[2:])
 
 
 def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     gradients = [
-        gradient * upstream.to(gradient.dtype) if needed else None
-        for gradient, needed in zip(ctx.saved_tensors, ctx.wanted, strict=True)
+        (gradient * upstream).to(dtype) if needed else None
+        for gradient, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
     ]
     return *gradients, *[None] * (ctx.count - len(gradients))
 

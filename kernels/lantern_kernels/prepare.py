@@ -15,6 +15,7 @@ from lantern_kernels.divergences import has_triton_entry
 from lantern_kernels.engine import Job
 from lantern_kernels.heads import Head, Logits, vocabulary
 from lantern_kernels.mixture import Mixture
+from lantern_kernels.sharded import share_of
 from lantern_kernels.terms import Term
 from lantern_kernels.top_k import TopK
 
@@ -53,24 +54,25 @@ def prepare(
     classes = vocabulary(student)
     if isinstance(teacher, Head):
         checks.head(name, teacher, like)
-    elif isinstance(teacher, TopK):
-        teacher = checks.top_k(name, teacher, terms, like, classes)
-    elif teacher is not None:
+    elif isinstance(teacher, Logits):
         checks.logits(name, teacher, like)
     checks.chunk_size(options.chunk_size)
     checks.skip_below(options.skip_below)
     checks.logits_before(options.logits_before)
     checks.mixture(terms, options.temperature, options.cross_entropy, teacher is not None, targets is not None)
-    group = options.process_group
-    if group is not None:
+    shard = None
+    if options.process_group is not None:
         checks.sharded(terms, student, teacher, options.backend)
-        classes *= dist.get_world_size(group)
-    backend = "torch" if group is not None else _backend(options.backend, terms, like, teacher)
+        shard = share_of(classes, like, options.process_group)
+        classes = shard.total
+    if isinstance(teacher, TopK):
+        teacher = checks.top_k(name, teacher, terms, like, classes)
+    backend = "torch" if shard is not None else _backend(options.backend, terms, like, teacher)
     weights = _weights(like, classes, targets, row_weights, options.ignore_index)
     return Job(
         student=student,
         teacher=teacher,
-        mixture=Mixture(tuple(terms), float(options.temperature), float(options.cross_entropy), targets is not None, group),
+        mixture=Mixture(tuple(terms), float(options.temperature), float(options.cross_entropy), targets is not None, shard),
         targets=targets,
         weights=weights,
         rows=None if backend == "triton" else _rows_that_count(weights),

@@ -1,60 +1,103 @@
-"""A vocabulary that is sharded over a process group: every rank has all rows, and V / ranks columns of them.
+"""A vocabulary that is sharded over a process group: every rank has all rows, and a share of their columns.
 
 What ranks must tell each other are a few scalars of a row, in one all-gather: the log-sum-exps, and for KL and reverse KL
 what they come to, since log(p/q) = t − s − (Lt − Ls) is linear in the log-sum-exps. Any other divergence needs them before
-it can begin, and one all-reduce of its values and slopes after; so does a chunk with excluded tokens.
+it can begin, and one all-reduce of its values and slopes after; so does a chunk with excluded tokens. Against a top-k
+teacher the exchange holds the known tokens' logits and the tail, and every rank works out any divergence from these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lantern_kernels.divergences import KL, LOG_FLOOR, Pointwise, ReverseKL
+from lantern_kernels.top_k import TopK, on_events
 
 _IN_ONE_EXCHANGE = {KL.value_and_slope: 0, ReverseKL.value_and_slope: 1}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A rank's share of the vocabulary. Shares needn't be equal; they follow each other in the order of the ranks."""
+
+    group: dist.ProcessGroup
+    start: int
+    """The id of this rank's first column."""
+    widest: int
+    """Columns of the widest share, by which all ranks size their chunks: they must exchange equally often."""
+    total: int
+    """Columns of all."""
+
+
+def share_of(columns: int, like: Tensor, group: dist.ProcessGroup) -> Shard:
+    """This rank's share, from what ranks tell each other. Raises ValueError, on all of them, if they differ in rows."""
+    everyone = _gather(torch.tensor([columns, like.shape[0]], device=like.device), group)
+    widths, rows = everyone.t().tolist()
+    if len(set(rows)) > 1:
+        raise ValueError(
+            f"process_group is given, and its ranks' students have {', '.join(map(str, rows))} rows; expected as many on "
+            "each, since it's the vocabulary that is sharded"
+        )
+    return Shard(group, sum(widths[: dist.get_rank(group)]), max(widths), sum(widths))
 
 
 def sharded_rows(
     divergences: Sequence[Pointwise],
     student: Tensor,
-    teacher: Tensor | None,
+    teacher: Tensor | TopK | None,
     targets: Tensor | None,
     factors: Sequence[float],
     temperature: float,
     with_gradient: bool,
-    group: dist.ProcessGroup,
+    shard: Shard,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Values ``[n]`` and the gradient ``[n, V / ranks]`` of this rank's columns.
+    """Values ``[n]`` and the gradient, of this rank's columns.
 
-    As `mixture.pointwise_rows`; all ranks get the same values. `targets` are ids in the whole vocabulary.
+    As `mixture.pointwise_rows`; all ranks get the same values. Ids, of `targets` and of a top-k teacher, are
+    those of the whole vocabulary.
     """
     kinds = [_IN_ONE_EXCHANGE.get(type(divergence).value_and_slope) for divergence in divergences]
     in_one_exchange = None not in kinds
     s, scalars = student / temperature, {}
-    scalars["Ls"] = s.logsumexp(-1)
+    known = s.new_empty(0, len(s))
     t = s
-    if teacher is not None:
+    if isinstance(teacher, TopK):
+        ours, places, others, known = _split(s, teacher, shard)
+        scalars["tail"] = others.logsumexp(-1)
+    elif teacher is not None:
+        scalars["Ls"] = s.logsumexp(-1)
         t = teacher / temperature
         scalars["Lt"] = t.logsumexp(-1)
         if in_one_exchange:
             scalars |= _expectations(s, t, scalars["Ls"], scalars["Lt"])
             scalars |= {"lowest s": s.amin(-1), "lowest t": t.amin(-1)}
     if targets is not None:
-        local = targets - dist.get_rank(group) * student.shape[1]
+        local = targets - shard.start
         mine = (local >= 0) & (local < student.shape[1])
         logit = student.gather(-1, local.clamp(0, student.shape[1] - 1)[:, None])[:, 0]
         scalars["target"] = logit.masked_fill(~mine, -torch.inf)
         scalars["Ls untempered"] = student.logsumexp(-1)
-    everyone = _gather(torch.stack(list(scalars.values())), group)
-    by_name = dict(zip(scalars, everyone.unbind(1), strict=True))  # each [ranks, n]
+    everyone = _gather(torch.cat([torch.stack(list(scalars.values())), known]), shard.group)
+    by_name = dict(zip(scalars, everyone.unbind(1), strict=False))  # each [ranks, n]
 
     values: list[Tensor] = []
     gradient = None
-    if teacher is not None:
+    if isinstance(teacher, TopK):
+        tail, known = by_name["tail"].logsumexp(0), everyone[:, len(scalars) :].amax(0).t()
+        log_q = torch.cat([known, tail[:, None]], -1)
+        total = log_q.logsumexp(-1, keepdim=True)
+        events = on_events(divergences, teacher, log_q - total, factors, temperature)
+        values = events.values
+        if with_gradient:
+            gradient = (others - tail.clamp(min=torch.finfo(tail.dtype).min / 2)[:, None]).exp_()
+            gradient.mul_(events.slopes[:, -1:])[places] = events.slopes[:, :-1][ours]
+            gradient.addcmul_((s - total).exp(), events.total, value=-1.0)
+    elif teacher is not None:
         Ls, Lt = by_name["Ls"].logsumexp(0), by_name["Lt"].logsumexp(0)
         log_q, log_p = (s - Ls[:, None]).clamp(min=LOG_FLOOR), (t - Lt[:, None]).clamp(min=LOG_FLOOR)
         slopes, local_values = _slopes(divergences, log_p, log_q, [factor / temperature for factor in factors])
@@ -69,7 +112,7 @@ def sharded_rows(
             total = sum((factors[k] / temperature) * both[1] * (kind == 1) for k, kind in enumerate(kinds))
         else:
             summed = torch.stack([*local_values, slopes.sum(-1)])
-            dist.all_reduce(summed, group=group)
+            dist.all_reduce(summed, group=shard.group)
             *values, total = summed
         if with_gradient:
             gradient = slopes.addcmul_(log_q.exp(), torch.as_tensor(total)[:, None], value=-1.0)
@@ -82,6 +125,15 @@ def sharded_rows(
             towards.scatter_add_(-1, columns, -mine[:, None].to(towards.dtype)).mul_(factors[len(divergences)])
             gradient = towards if gradient is None else gradient.add_(towards)
     return values, gradient
+
+
+def _split(s: Tensor, teacher: TopK, shard: Shard) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Which of the known tokens are this rank's and where, its other logits, and the known ones ``[k, n]``; −∞ else."""
+    local = teacher.ids - shard.start
+    mine = (local >= 0) & (local < s.shape[1])
+    places = mine.nonzero()[:, 0], local[mine]
+    known = s.gather(-1, local.clamp(0, s.shape[1] - 1)).masked_fill(~mine, -torch.inf)
+    return mine, places, s.index_put(places, s.new_tensor(-torch.inf)), known.t()
 
 
 def _gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:

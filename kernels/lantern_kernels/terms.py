@@ -7,6 +7,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Sequence
+from typing import SupportsFloat
 from weakref import WeakValueDictionary
 
 from lantern_kernels.divergences import FIRST_PARTY, General, Pointwise
@@ -46,7 +47,7 @@ class Term:
         label: str | None = None,
         **parameters: float,
     ):
-        if not math.isfinite(weight):
+        if not isinstance(weight, SupportsFloat) or not math.isfinite(weight):
             raise ValueError(f"weight is {weight!r}; a term's weight must be a finite number")
         self.divergence: Pointwise | General
         if isinstance(divergence, str):

@@ -14,12 +14,14 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from lantern_kernels import JS, KL, TVD, ReverseKL
-from lantern_kernels.gpu.entries import sources
+from lantern_kernels.gpu.entries import plain, sources
 from lantern_kernels.gpu.launch import BLOCK, KINDS, NUM_WARPS
 from lantern_kernels.gpu.rows import row_gradient, row_sums
 from lantern_kernels.gpu.top_k import tail_gradient, tail_sums
@@ -31,36 +33,66 @@ POINTERS = {
     "FACTORS": "*fp32", "VALUES": "*fp32", "SUMS": "*fp32", "MEMBERS": "*u8", "SCALARS": "*fp32",
 }  # fmt: skip
 INTEGERS = ("s_stride", "t_stride", "out_stride", "members_stride", "s_columns", "t_columns", "columns", "rows")
+ALL = (KL(), ReverseKL(), JS(), TVD())
+
+
+class Case(NamedTuple):
+    """A mixture, and what the kernels for it are told at compile time. One that isn't `everywhere` is for two targets."""
+
+    divergences: Sequence[Any]
+    with_targets: bool = False
+    accurate: bool = False
+    capped: bool = False
+    dtypes: tuple[str, str] = ("bf16", "bf16")
+    everywhere: bool = True
+
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+OF_EACH_VENDOR = ("sm_90", "gfx942")
 MIXTURES = {
-    "kl": ([KL()], False),
-    "kl + reverse_kl + ce": ([KL(), ReverseKL()], True),
-    "js": ([JS()], False),
-    "all + ce": ([KL(), ReverseKL(), JS(), TVD()], True),
+    "kl": Case([KL()]),
+    "kl + reverse_kl + ce": Case([KL(), ReverseKL()], with_targets=True),
+    "js": Case([JS()]),
+    "js 0.1": Case([JS(0.1)], everywhere=False),
+    "tvd": Case([TVD()], everywhere=False),
+    "all + ce": Case(ALL, with_targets=True),
+    "ce": Case([], with_targets=True, everywhere=False),
+    "all + ce, accurate": Case(ALL, with_targets=True, accurate=True, everywhere=False),
+    "all + ce, capped, fp16 and fp32": Case(ALL, True, capped=True, dtypes=("fp16", "fp32"), everywhere=False),
 }
 
 
-def constants(divergences, with_targets):
-    entries = [divergence.triton_entry() for divergence in divergences]
-    functions = tuple(entry for entry, _ in entries)
+def cases(among=TARGETS):
+    """Targets with the mixtures that are compiled for them."""
+    return [(to, name) for to in among for name, case in MIXTURES.items() if case.everywhere or to in OF_EACH_VENDOR]
+
+
+def constants(case, assembly):
+    entries = [divergence.triton_entry() for divergence in case.divergences]
+    functions = tuple(entry if case.accurate else plain(entry, assembly) for entry, _ in entries)
     return {
         "ENTRIES": functions,
         "SOURCES": sources(functions),
         "PARAMETERS": tuple(tuple(map(tl.constexpr, parameters)) for _, parameters in entries),
-        "WITH_TARGETS": with_targets,
-        "S_CAPPED": False,
-        "T_CAPPED": False,
+        "WITH_TARGETS": case.with_targets,
+        "S_SCALED": case.capped,
+        "T_SCALED": case.capped,
+        "S_CAPPED": case.capped,
+        "T_CAPPED": case.capped,
+        "ASSEMBLY": assembly,
         "BLOCK": BLOCK,
     }
 
 
-def source_of(kernel, consts):
+def source_of(kernel, consts, dtypes=("bf16", "bf16")):
     """What is compiled; pointers and integers are multiples of 16, as those of real vocabularies are."""
+    pointers = {**POINTERS, "S": f"*{dtypes[0]}", "OUT": f"*{dtypes[0]}", "T": f"*{dtypes[1]}"}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in consts:
             signature[name] = "constexpr"
-        elif name in POINTERS or name in INTEGERS:
-            signature[name] = POINTERS.get(name, "i32")
+        elif name in pointers or name in INTEGERS:
+            signature[name] = pointers.get(name, "i32")
             attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32"
@@ -68,10 +100,10 @@ def source_of(kernel, consts):
     return ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
 
 
-def build(kernel, consts, target):
+def build(kernel, consts, target, dtypes=("bf16", "bf16")):
     """A compiled kernel."""
     gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
-    return triton.compile(source_of(kernel, consts), target=gpu, options={"num_warps": NUM_WARPS})
+    return triton.compile(source_of(kernel, consts, dtypes), target=gpu, options={"num_warps": NUM_WARPS})
 
 
 def keys_of_an_edited_entry(folder):
@@ -91,7 +123,7 @@ def keys_of_an_edited_entry(folder):
             def triton_entry(self, entry=module.entry):
                 return entry, ()
 
-        keys.append(source_of(row_gradient, constants([Edited()], False)).hash())
+        keys.append(source_of(row_gradient, constants(Case([Edited()]), True)).hash())
     return keys
 
 
@@ -117,6 +149,7 @@ def usage(binary, target):
         counts["spills"] = len(re.findall(r"\b(?:STL|LDL)\b", assembly))
         memory = re.findall(r"\b((?:LDG|STG)\.[.\w]*)", assembly)
         wide = ".128"
+        counts |= {"instructions": count(assembly), "loops": loops(assembly)}
     loads = [name for name in memory if "load" in name or name.startswith("LDG")]
     stores = [name for name in memory if name not in loads]
     counts |= {"wide_loads": sum(wide in name for name in loads), "loads": len(loads)}
@@ -124,17 +157,40 @@ def usage(binary, target):
     return counts
 
 
+def instructions(assembly):
+    """Address and text of each of SASS' instructions, without what pads the end."""
+    found = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(\S[^;]*);", assembly)]
+    return [(at, text) for at, text in found if text != "NOP"]
+
+
+def count(assembly):
+    return len(instructions(assembly))
+
+
+def loops(assembly):
+    """Instructions in each loop's body, in the order of the code: from the target of a backward branch to the branch."""
+    code = instructions(assembly)
+    backward = [(int(to, 16), at) for at, text in code for to in re.findall(r"\bBRA(?:\.\w+)* .*?0x([0-9a-f]+)", text)]
+    return [sum(start <= at <= end for at, _ in code) for start, end in sorted(backward) if start < end]
+
+
 def main():
     os.environ.pop("TRITON_INTERPRET", None)
     report = {}
     for target in sys.argv[1:]:
-        for name, (divergences, with_targets) in MIXTURES.items():
-            consts = constants(divergences, with_targets)
-            kinds = [KINDS.get(divergence.triton_entry.__func__, 0) for divergence in divergences]
-            sweeps = {"KINDS": tuple(map(tl.constexpr, kinds)), "ONE_SWEEP": all(kinds), "TEMPERED": with_targets}
-            report[f"{target}: sums of {name}"] = usage(build(row_sums, {**consts, **sweeps}, target), target)
-            report[f"{target}: gradient of {name}"] = usage(build(row_gradient, consts, target), target)
-        consts = {"WITH_TARGETS": True, "S_CAPPED": False, "BLOCK": BLOCK}
+        assembly = target.startswith("sm_")
+        for name in [name for to, name in cases() if to == target]:
+            case = MIXTURES[name]
+            consts = constants(case, assembly)
+            kinds = [KINDS.get(divergence.triton_entry.__func__, 0) for divergence in case.divergences]
+            sweeps = {
+                "KINDS": tuple(map(tl.constexpr, kinds)),
+                "ONE_SWEEP": not case.accurate and all(kinds),
+                "TEMPERED": case.with_targets,
+            }
+            report[f"{target}: sums of {name}"] = usage(build(row_sums, {**consts, **sweeps}, target, case.dtypes), target)
+            report[f"{target}: gradient of {name}"] = usage(build(row_gradient, consts, target, case.dtypes), target)
+        consts = {"WITH_TARGETS": True, "S_SCALED": False, "S_CAPPED": False, "ASSEMBLY": assembly, "BLOCK": BLOCK}
         report[f"{target}: sums of top-k + ce"] = usage(build(tail_sums, consts, target), target)
         report[f"{target}: gradient of top-k + ce"] = usage(build(tail_gradient, consts, target), target)
     with tempfile.TemporaryDirectory() as folder:

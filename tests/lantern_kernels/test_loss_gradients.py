@@ -1,5 +1,7 @@
 """What autograd sees of the losses: who gets a gradient, of which size, how often, and at what cost."""
 
+import math
+
 import pytest
 import torch
 from lantern_kernels import Head, Term, engine, linear_mixture_loss, mixture_loss, workspace
@@ -226,3 +228,13 @@ def test_the_inputs_are_left_as_they_were():
     mixture_loss(student.weight, None, [], targets=torch.zeros(9, dtype=torch.long), cross_entropy=1.0).loss.backward()
     for tensor, copy in zip((student.hidden, student.weight, teacher), before, strict=True):
         assert torch.equal(tensor, copy)
+
+
+def test_chunks_on_an_accelerator_are_whole_tiles_of_a_thousand_rows_and_more():
+    for total in (8192, 5000, 1025, 1):
+        for vocabulary in (32_000, 151_936, 262_144):
+            rows = engine.rows_of_a_chunk(total, None, 4 * vocabulary, on_cpu=False)
+            assert rows % 128 == 0
+            assert rows >= min(1024, total) or math.ceil(total / rows) == math.ceil(total / 1024)
+    assert engine.rows_of_a_chunk(8192, None, 4 * 151_936, on_cpu=False) == 1024
+    assert engine.rows_of_a_chunk(8192, 100, 4 * 151_936, on_cpu=False) == 100

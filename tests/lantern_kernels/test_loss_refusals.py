@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from lantern_kernels import Head, Term, linear_mixture_loss, mixture_loss
+from lantern_kernels import Head, Term, TopK, checks, linear_mixture_loss, mixture_loss
 
 LOGITS = torch.zeros(3, 5)
 HIDDEN, WEIGHT = torch.zeros(3, 2), torch.zeros(5, 2)
@@ -22,6 +22,8 @@ HIDDEN, WEIGHT = torch.zeros(3, 2), torch.zeros(5, 2)
         (lambda: Term("js", beta=1.0), "beta is 1.0; expected 0 < beta < 1"),
         (lambda: Term("js", beta=1 - 1e-8), "beta is 0.99999999; expected 0 < beta < 1, and 1e-06 or more from both"),
         (lambda: Term("js", beta=float("nan")), "beta is nan; expected 0 < beta < 1"),
+        (lambda: Term("js", beta=1 - 1e-8), "beta is 0.99999999; expected 0 < beta < 1 by at least 1e-06"),
+        (lambda: Term("js", beta="x"), "beta is 'x'; expected 0 < beta < 1"),
         (lambda: Term("js", alpha=0.5), "alpha=0.5 is no parameter of js, which takes beta"),
         (lambda: Term("kl", beta=0.5), "beta=0.5 is no parameter of kl, which takes no parameters"),
         (lambda: Term("kl", weight=float("inf")), "weight is inf; a term's weight must be a finite number"),
@@ -59,6 +61,14 @@ def test_terms(make, message):
         ),
         ({"terms": [Term("js", label="cross_entropy")]}, r"terms\[0\] is labelled 'cross_entropy', which is taken"),
         ({"temperature": 0.0}, "temperature is 0.0; expected a finite number above 0"),
+        ({"temperature": None}, "temperature is None; expected a finite number above 0"),
+        ({"terms": None}, "terms is None; expected a sequence of Terms"),
+        ({"cross_entropy": "x"}, "cross_entropy is 'x'; expected a finite weight"),
+        ({"targets": torch.zeros(3, dtype=torch.bool)}, r"targets has shape \[3\] and dtype torch.bool; expected integers"),
+        (
+            {"teacher_logits": TopK([[0]] * 3, torch.zeros(3, 1), torch.zeros(3))},
+            "teacher_logits.ids is a list; expected a tensor",
+        ),
         ({"temperature": float("inf")}, "temperature is inf; expected a finite number above 0"),
         ({"cross_entropy": 0.5}, "cross_entropy is 0.5 but targets is None; give targets"),
         ({"cross_entropy": float("nan")}, "cross_entropy is nan; expected a finite weight"),
@@ -104,6 +114,9 @@ def test_arguments(keywords, message):
         ({"teacher": torch.zeros(3)}, r"teacher has shape \[3\]; expected \[N, V\]"),
         ({"teacher": "logits"}, r"teacher is a str; expected a tensor \[N, V\]"),
         ({"chunk_size": 0}, "chunk_size is 0; expected a number of rows, at least 1, or None"),
+        ({"chunk_size": 2.5}, "chunk_size is 2.5; expected a number of rows"),
+        ({"chunk_size": True}, "chunk_size is True; expected a number of rows"),
+        ({"skip_below": None}, "skip_below is None; expected a finite number"),
         ({"logits_before": -1}, "logits_before is -1; expected a number of logits, at least 0, or None"),
         ({"backend": "cuda"}, "backend is 'cuda'"),
     ],
@@ -112,6 +125,17 @@ def test_heads(keywords, message):
     arguments = {"student": Head(HIDDEN, WEIGHT), "teacher": LOGITS, "terms": [Term("kl")], **keywords}
     with pytest.raises(ValueError, match=message):
         linear_mixture_loss(**arguments)
+
+
+def test_on_a_gpu_the_device_side_assertion_names_the_argument(monkeypatch):
+    """Nothing waits for the device, which then has nothing but this message to say."""
+    messages = []
+    monkeypatch.setattr(torch, "_assert_async", lambda ok, message: messages.append(message))
+    rows = torch.zeros(3, device="meta")
+    checks.row_weights(rows, rows)
+    checks.targets(rows.long(), rows, 5, -100)
+    assert messages[0].startswith("row_weights has a value out of range; expected finite weights")
+    assert messages[1].startswith("targets has a value out of range; expected 0 to 4")
 
 
 def test_two_divergences_of_one_name_are_told_apart_by_their_labels():

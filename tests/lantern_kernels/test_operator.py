@@ -65,6 +65,27 @@ def test_linear(teacher):
     same(loss, *tensors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_narrow_dtypes_as_inductor_compiles_them(dtype):
+    """Inductor trusts what an operator promises of its results: in another dtype it would read their bytes as numbers."""
+    (t_hidden, t_weight, _), _ = head(seed=1)
+    tensors, teacher = head()[0], logits(seed=3)
+
+    def loss(student, hidden, weight):
+        given = mixture_loss(student.tanh(), teacher, MIXTURES["all"])
+        projected = linear_mixture_loss(Head(hidden.tanh(), weight), Head(t_hidden, t_weight), MIXTURES["all"])
+        return given.loss + projected.loss
+
+    inputs = [tensor.to(dtype) for tensor in (logits(), *tensors[:2])]
+    gradients = []
+    for run in (torch.compile(loss, fullgraph=True, backend="inductor"), loss):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        gradients.append(torch.autograd.grad(1000.0 * run(*leaves), leaves))
+    for got, wanted in zip(*gradients, strict=True):
+        assert got.dtype == dtype
+        assert (got - wanted).abs().max() <= 2 * torch.finfo(dtype).eps * wanted.abs().max()
+
+
 def test_a_frozen_head():
     (hidden, weight, _), _ = head()
     (t_hidden, t_weight, _), _ = head(seed=1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from lantern_kernels import Head, Logits, Term, TopK, linear_mixture_loss, mixture_loss
+from lantern_kernels import Head, Logits, Term, TopK, chunk, engine, linear_mixture_loss, mixture_loss
 from naive import MIXTURES
 
 N, V, D = 7, 48, 6
@@ -26,22 +26,28 @@ def tensors(excluded=None):
     return 3 * student, 3 * teacher, hidden, weight, t_hidden, t_weight, bias
 
 
-def share(tensor, dim, rank, ranks):
-    return tensor.chunk(ranks, dim)[rank]
+def share(tensor, dim, rank, ranks, widths=None):
+    return (tensor.chunk(ranks, dim) if widths is None else tensor.split(widths, dim))[rank]
+
+
+def unequal(ranks):
+    """Widths that add up to V, so different that ranks would choose different chunks by their own."""
+    return [V - sum(range(1, ranks)), *range(1, ranks)]
 
 
 def compare(got, wanted):
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
 
 
-def logits_agree(rank, ranks, terms, excluded, **keywords):
+def logits_agree(rank, ranks, terms, excluded, widths=None, **keywords):
     student, teacher = tensors(excluded)[:2]
-    whole, mine = student.clone().requires_grad_(), share(student, 1, rank, ranks).clone().requires_grad_()
+    whole, mine = student.clone().requires_grad_(), share(student, 1, rank, ranks, widths).clone().requires_grad_()
     expected = mixture_loss(whole, teacher, terms, **keywords)
-    output = mixture_loss(mine, share(teacher, 1, rank, ranks), terms, process_group=dist.group.WORLD, **keywords)
+    teacher = share(teacher, 1, rank, ranks, widths)
+    output = mixture_loss(mine, teacher, terms, process_group=dist.group.WORLD, **keywords)
     compare(output, expected)
     wanted = torch.autograd.grad(expected.loss, whole)[0]
-    compare(torch.autograd.grad(output.loss, mine)[0], share(wanted, 1, rank, ranks))
+    compare(torch.autograd.grad(output.loss, mine)[0], share(wanted, 1, rank, ranks, widths))
 
 
 def heads_agree(rank, ranks, terms, **keywords):
@@ -57,7 +63,68 @@ def heads_agree(rank, ranks, terms, **keywords):
     compare(got, (wanted[0], *(share(gradient, 0, rank, ranks) for gradient in wanted[1:])))
 
 
-def count_exchanges(rank, ranks, terms):
+def unequal_shares_agree(rank, ranks, targets):
+    keywords = {"temperature": 2.0, "targets": targets, "cross_entropy": 0.4}
+    with pytest.MonkeyPatch.context() as patch:
+        # So few that the widest share takes several tiles and chunks, and the narrowest would take one.
+        patch.setattr(chunk, "_TILE_BYTES_CPU", 2 * V * 8)
+        patch.setattr(engine, "_CHUNK_BYTES_CPU", 4 * V * 8)
+        patch.setattr(engine, "_FEWEST_ROWS", 1)
+        for terms in (MIXTURES["all"], ONE_EXCHANGE["both"]):
+            logits_agree(rank, ranks, terms, None, widths=unequal(ranks), **keywords)
+
+
+def top_k_agrees(rank, ranks, targets):
+    student, teacher, hidden, weight, *_ = tensors()
+    student[1, 5] = -torch.inf
+    log_probs, ids = (teacher / 2).log_softmax(-1).topk(5)
+    ids[:, 0] = 0  # of the first rank's, whatever the teacher says, and one that the student excludes
+    ids[1, 1] = 5
+    distinct = torch.tensor([len(set(row.tolist())) == 5 for row in ids])
+    assert distinct.any()
+    ids[~distinct] = torch.tensor([0, 5, 17, 30, 47])
+    top_k = TopK(ids, log_probs, (1 - log_probs.exp().sum(-1)).log())
+    keywords = {"temperature": 2.0, "targets": targets, "cross_entropy": 0.4}
+    for widths in (None, unequal(ranks)):
+        mine = share(student, 1, rank, ranks, widths).clone().requires_grad_()
+        whole = student.clone().requires_grad_()
+        counts = count_exchanges(lambda x=mine: mixture_loss(x, top_k, [Term("tvd")], process_group=dist.group.WORLD))
+        assert counts == {"all_gather": 1 + 1, "all_reduce": 0}
+        for terms in (MIXTURES["all"], MIXTURES["kl"]):
+            expected = mixture_loss(whole, top_k, terms, **keywords)
+            output = mixture_loss(mine, top_k, terms, process_group=dist.group.WORLD, **keywords)
+            compare(output, expected)
+            wanted = torch.autograd.grad(expected.loss, whole)[0]
+            compare(torch.autograd.grad(output.loss, mine)[0], share(wanted, 1, rank, ranks, widths))
+    # A head's student against logits and against a top-k teacher.
+    weight_share = share(weight, 0, rank, ranks)
+    for given, part in ((teacher, share(teacher, 1, rank, ranks)), (top_k, top_k)):
+        gradients = []
+        for matrix, said, group in ((weight, given, None), (weight_share, part, dist.group.WORLD)):
+            leaves = hidden.clone().requires_grad_(), matrix.clone().requires_grad_()
+            output = linear_mixture_loss(Head(*leaves), said, MIXTURES["all"], chunk_size=3, process_group=group, **keywords)
+            gradients.append((output.loss.detach(), *torch.autograd.grad(output.loss, leaves)))
+        compare(gradients[1][:2], gradients[0][:2])
+        compare(gradients[1][2], share(gradients[0][2], 0, rank, ranks))
+
+
+def narrow_hidden_states_agree(rank, ranks):
+    """The ranks' parts of a hidden state's gradient cancel, so that they may not be rounded before they're added up."""
+    _, _, hidden, weight, t_hidden, t_weight, _ = (tensor.bfloat16() for tensor in tensors())
+    weight, t_weight = weight.clone(), t_weight.clone()
+    weight[: V // 2] += 30
+    weight[V // 2 :] += 29.75
+    gradients = []
+    for group in (None, dist.group.WORLD):
+        mine = hidden.clone().requires_grad_()
+        heads = [weight, t_weight] if group is None else [share(tensor, 0, rank, ranks) for tensor in (weight, t_weight)]
+        loss = linear_mixture_loss(Head(mine, heads[0], scale=0.05), Head(t_hidden, heads[1]), [Term("kl")],
+                                   process_group=group).loss  # fmt: skip
+        gradients.append(torch.autograd.grad(loss, mine)[0].float())
+    assert (gradients[1] - gradients[0]).abs().max() <= 2**-8 * gradients[0].abs().max()
+
+
+def count_exchanges(call):
     counts = {"all_gather": 0, "all_reduce": 0}
     originals = {name: getattr(dist, name) for name in counts}
 
@@ -68,11 +135,10 @@ def count_exchanges(rank, ranks, terms):
 
         return call
 
-    student, teacher = (share(tensor, 1, rank, ranks) for tensor in tensors()[:2])
     for name in counts:
         setattr(dist, name, counted(name))
     try:
-        mixture_loss(student.clone().requires_grad_(), teacher, terms, process_group=dist.group.WORLD)
+        call()
     finally:
         for name, original in originals.items():
             setattr(dist, name, original)
@@ -88,13 +154,21 @@ def every_check(rank, ranks):
             keywords = {"temperature": temperature, "targets": targets, "cross_entropy": 0.4}
             logits_agree(rank, ranks, terms, None, row_weights=torch.linspace(0, 1, N), **keywords)
             heads_agree(rank, ranks, terms, chunk_size=3, **keywords)
+    unequal_shares_agree(rank, ranks, targets)
+    top_k_agrees(rank, ranks, targets)
+    narrow_hidden_states_agree(rank, ranks)
     plain = {"targets": targets, "cross_entropy": 1.0}
     student = share(tensors()[0], 1, rank, ranks)
     expected = mixture_loss(tensors()[0], None, [], **plain)
     compare(mixture_loss(student, None, [], process_group=dist.group.WORLD, **plain), expected)
-    for terms in ONE_EXCHANGE.values():
-        assert count_exchanges(rank, ranks, terms) == {"all_gather": 1, "all_reduce": 0}
-    assert count_exchanges(rank, ranks, MIXTURES["all"]) == {"all_gather": 1, "all_reduce": 1}
+    # One tells the widths of the shares.
+    mine, teacher = (share(tensor, 1, rank, ranks) for tensor in tensors()[:2])
+    for terms, reduces in ((ONE_EXCHANGE["kl"], 0), (ONE_EXCHANGE["both"], 0), (MIXTURES["all"], 1)):
+        counts = count_exchanges(lambda terms=terms: mixture_loss(mine, teacher, terms, process_group=dist.group.WORLD))
+        assert counts == {"all_gather": 1 + 1, "all_reduce": reduces}
+    with pytest.raises(ValueError, match=r"its ranks' students have 1, 2.* rows; expected as many on each"):
+        mixture_loss(student[: rank + 1], None, [], targets=targets[: rank + 1], cross_entropy=1.0,
+                     process_group=dist.group.WORLD)  # fmt: skip
 
 
 def in_a_process(rank, ranks, port, failures):
@@ -142,10 +216,8 @@ class Square:
 
 def test_refusals(group):
     student, teacher = tensors()[:2]
-    top_k = TopK(torch.zeros(N, 1).long(), torch.zeros(N, 1), torch.full((N,), -torch.inf))
     for expected, given, terms, keywords in (
         ("'square' isn't pointwise", teacher, [Term(Square())], {}),
-        ("the teacher is a TopK", top_k, [Term("kl")], {}),
         ("which backend 'inductor' doesn't take", teacher, [Term("kl")], {"backend": "inductor"}),
         ("has 48 columns of the student and 40 of the teacher", Logits(teacher[:, :40]), [Term("kl")], {}),
         ("targets[0] is 48; expected 0 to 47", teacher, [], {"targets": torch.full((N,), V), "cross_entropy": 1.0}),

@@ -148,6 +148,18 @@ def test_the_triton_kernels(softcap, temperature, columns):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+def test_the_triton_kernels_on_an_ignored_target_above_the_vocabulary_and_on_an_excluded_one():
+    student, _, top_k = make(4, dtype=torch.float32)
+    student = student.detach().clone()
+    student[1, 7] = -torch.inf
+    student.requires_grad_()
+    keywords = {"targets": torch.tensor([3, 7, V + 5, 4, V + 5]), "cross_entropy": 0.4, "ignore_index": V + 5}
+    got, wanted = (mixture_loss(student, top_k, [Term("kl")], backend=name, **keywords) for name in ("triton", "torch"))
+    assert wanted.terms["cross_entropy"][1] == 1e4
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 @pytest.mark.parametrize("k", [1, V - 1, V])
 def test_the_triton_kernels_at_both_ends(k):
     student, _, top_k = make(k, dtype=torch.float32)

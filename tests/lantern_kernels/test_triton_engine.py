@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from lantern_kernels import JS, KL, Head, Logits, ReverseKL, Term, linear_mixture_loss, mixture_loss
+from lantern_kernels import JS, KL, TVD, Head, Logits, ReverseKL, Term, TopK, linear_mixture_loss, mixture_loss
+from lantern_kernels.heads import Bend
+from lantern_kernels.mixture import Mixture
 from naive import MIXTURES, naive_head, naive_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
@@ -34,7 +36,7 @@ def check(student, teacher, terms, *, naive_student=None, naive_teacher=None, **
     (wanted,) = torch.autograd.grad(3.0 * expected, exact)
     assert gradient.dtype == leaf.dtype
     error = (gradient.double() - wanted).abs().max()
-    assert error <= GRADIENT_TOLERANCE[leaf.dtype] * wanted.abs().max() + 1e-8
+    assert error <= GRADIENT_TOLERANCE[leaf.dtype] * wanted.abs().max() + 1e-6
     return gradient
 
 
@@ -176,6 +178,41 @@ def test_a_second_backward_in_place_fails_rather_than_going_wrong():
         torch.autograd.grad(output.loss, student)
 
 
+def test_rows_that_share_memory_keep_their_gradients_apart():
+    pairs = []
+    for in_place in (False, True):
+        row = logits(1, 60).requires_grad_()
+        student = (row * 1.0).expand(3, 60)
+        output = mixture_loss(student, logits(3, 60, seed=1), [Term("js")], backend="triton", in_place=in_place)
+        pairs.append(torch.autograd.grad(output.loss, row)[0])
+    torch.testing.assert_close(*pairs)
+
+
+@pytest.mark.parametrize("changed", ["teacher", "targets", "ids"])
+def test_what_the_gradient_is_made_from_may_not_change_before_it(changed):
+    student, teacher, targets = logits(3, 50).requires_grad_(), logits(3, 50, seed=1), torch.arange(3)
+    log_probs, ids = teacher.log_softmax(-1).topk(4)
+    top_k = TopK(ids, log_probs, (1 - log_probs.exp().sum(-1)).log())
+    output = mixture_loss(
+        student, top_k if changed == "ids" else teacher, [Term("kl")], targets=targets, cross_entropy=1.0, backend="triton"
+    )
+    {"teacher": teacher, "targets": targets, "ids": ids}[changed].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.loss.backward()
+
+
+def test_the_default_dtype_does_not_round_the_weights():
+    student, teacher, terms = logits(3, 50).requires_grad_(), logits(3, 50, seed=1), [Term("kl", 0.3), Term("js", 0.7)]
+    wanted = torch.autograd.grad(mixture_loss(student, teacher, terms, backend="triton").loss, student)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = torch.autograd.grad(mixture_loss(student, teacher, terms, backend="triton").loss, student)
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
 def test_a_teacher_made_in_inference_mode():
     with torch.inference_mode():
         made = logits(3, 50, seed=1), torch.arange(3)
@@ -282,6 +319,65 @@ def test_one_sweep_is_not_accurate_near_convergence_which_is_why_the_option_exis
     fast = mixture_loss(student, teacher, [Term("kl")], backend="triton").terms["kl"]
     assert ((fast - exact).abs() > 1e-3 * exact).any()
     assert (fast >= 0).all()
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-2, 1.0])
+@pytest.mark.parametrize("divergence", [KL(), ReverseKL(), JS(), JS(0.1), JS(1e-6), JS(1 - 1e-6), TVD()], ids=repr)
+def test_plain_entries_keep_the_gradient(divergence, spread):
+    """Near convergence too: what's lost there is the value's, and no more than 5·10⁻⁷ of it.
+
+    A log-probability in float32 has an error of 10⁻⁶, of which the gradient of a student that is `spread` away has its
+    share: the tolerance is that error.
+    """
+    student, teacher = near_convergence(spread=spread)
+    term = Term(divergence, label="value")
+    student.requires_grad_()
+    exact = student.detach().double().requires_grad_()
+    expected, values = naive_loss(exact, teacher, [term])
+    (wanted,) = torch.autograd.grad(expected, exact)
+    for accurate in (False, True):
+        output = mixture_loss(student, teacher, [term], backend="triton", accurate=accurate)
+        error = (torch.autograd.grad(output.loss, student)[0] - wanted).abs().max()
+        # TVD's slope jumps where two probabilities are equal: there rounding turns an entry's sign around.
+        assert error <= (1e-3 if isinstance(divergence, TVD) else 2e-6 / spread + 2e-6) * wanted.abs().max()
+        torch.testing.assert_close(output.terms["value"].double(), values["value"].detach(), rtol=1e-5, atol=5e-7)
+
+
+@pytest.mark.parametrize("entry", [KL().triton_entry()[0], JS().triton_entry()[0], TVD().triton_entry()[0]], ids=repr)
+def test_accurate_takes_the_entries_that_a_divergence_gives(entry):
+    class Theirs:
+        name = "theirs"
+
+        def value_and_slope(self, log_p, log_q, p, q):
+            return q - p, q
+
+        def triton_entry(self):
+            return their_entry, (0.5,)
+
+    from lantern_kernels.gpu import entries
+
+    their_entry = object()
+    assert entries.plain(Theirs().triton_entry()[0], True) is their_entry
+    assert entries.plain(Theirs().triton_entry()[0], False) is their_entry
+    assert entries.plain(entry, False) is entries.PLAIN.get(entry, entry)
+
+
+@pytest.mark.parametrize(("columns", "teacher_columns"), [(4500, 4620), (4620, 4500)])
+def test_columns_that_a_model_lacks_take_no_second_sweep(columns, teacher_columns, monkeypatch):
+    """The second sweep would call the entries, which fail here."""
+    from lantern_kernels.gpu import launch
+
+    terms = [Term("kl", 0.3), Term("reverse_kl", 0.7)]
+    kernels = launch.RowKernels(Mixture(terms, 2.0, 0.0, False), Bend(), Bend(), accurate=False)
+    student, teacher = logits(2, columns), logits(2, teacher_columns, seed=1)
+    with_all, sums = kernels.sums(student, teacher, None, torch.ones(2))
+    kernels._constants["ENTRIES"] = (None, None)
+    without, same_sums = kernels.sums(student, teacher, None, torch.ones(2))
+    torch.testing.assert_close(without, with_all)
+    torch.testing.assert_close(same_sums[0][:3], sums[0][:3])
+    teacher[1, 7] = -torch.inf
+    with pytest.raises(Exception, match="NoneType"):
+        kernels.sums(student, teacher, None, torch.ones(2))
 
 
 def test_refusals(monkeypatch):

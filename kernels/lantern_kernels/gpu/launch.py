@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lantern_kernels.divergences import KL, ReverseKL
-from lantern_kernels.gpu.entries import sources
+from lantern_kernels.gpu.entries import plain, sources
 from lantern_kernels.gpu.rows import row_gradient, row_sums
 from lantern_kernels.heads import Bend
 from lantern_kernels.mixture import Mixture
@@ -30,7 +30,7 @@ class RowKernels:
         mixture: Its terms have a `triton_entry`.
         student_bend: What makes logits of the student's tensor.
         teacher_bend: The teacher's.
-        accurate: Whether KL and reverse KL, too, are summed from terms that are ≥ 0, at the price of a second sweep.
+        accurate: Whether values are summed from terms that are ≥ 0, at the price of a second sweep and of instructions.
     """
 
     def __init__(self, mixture: Mixture, student_bend: Bend, teacher_bend: Bend, accurate: bool):
@@ -45,21 +45,26 @@ class RowKernels:
             teacher_bend.scale,
             teacher_bend.softcap or 1.0,
         )
-        functions = tuple(function for function, _ in entries)
+        assembly = takes_assembly()
+        functions = tuple(function if accurate else plain(function, assembly) for function, _ in entries)
         self._constants: dict[str, Any] = {
             "ENTRIES": functions,
             "SOURCES": sources(functions),
             "PARAMETERS": tuple(tuple(map(tl.constexpr, parameters)) for _, parameters in entries),
             "WITH_TARGETS": mixture.with_targets,
+            "S_SCALED": student_bend.scale != 1.0,
+            "T_SCALED": teacher_bend.scale != 1.0,
             "S_CAPPED": student_bend.softcap is not None,
             "T_CAPPED": teacher_bend.softcap is not None,
+            "ASSEMBLY": assembly,
         }
         self._sweeps = {"KINDS": tuple(map(tl.constexpr, kinds)), "ONE_SWEEP": not accurate and all(kinds)}
 
     def _factors_on(self, device: torch.device) -> Tensor:
         if self._factors is None:
             # Filled there: a copy from the host would wait for the device.
-            self._factors = torch.cat([torch.full((1,), factor, device=device) for factor in self._mixture.factors])
+            single = [torch.full((1,), factor, dtype=torch.float32, device=device) for factor in self._mixture.factors]
+            self._factors = torch.cat(single)
         return self._factors
 
     def sums(
@@ -151,4 +156,9 @@ def block_of(columns: int) -> int:
 
 def is_interpreted() -> bool:
     """Whether Triton runs on a CPU here, as it does when it was imported with TRITON_INTERPRET=1."""
-    return not isinstance(row_sums, triton.runtime.JITFunction) and torch.version.hip is None
+    return not isinstance(row_sums, triton.runtime.JITFunction)
+
+
+def takes_assembly() -> bool:
+    """Whether PTX can be written out: for NVIDIA's compiler alone."""
+    return not is_interpreted() and torch.version.hip is None

@@ -9,45 +9,105 @@ A program of `row_sums` walks over one row of V logits of both models:
   knows the log-sum-exps, and sums values and slopes entry by entry;
 - `row_gradient` reads both again and needs three scalars of a row: Ls, Lt and H = Σ slope.
 
-Per pair of bf16 logits that is 4 + 6 = 10 bytes with one sweep and 14 with two, however many terms there are.
+Per pair of bf16 logits that is 4 + 6 = 10 bytes with one sweep and 14 with two, however many terms there are. Whether the
+memory can be kept busy is a matter of instructions, so blocks that both rows have in full go without masks.
 
-Entries with a log-probability below ``FLOOR`` (−∞, columns that a model lacks) are taken to be at it. One sweep can't do
-that, as the floor depends on its result; a row that turns out to have such entries gets its second sweep there and then.
+Entries with a log-probability below ``FLOOR`` (−∞, columns that a model lacks) are taken to be at it. In one sweep the
+columns that a model lacks are summed apart, for what they add is linear in the log-sum-exps too. Other entries it can't
+put on the floor, which depends on its result; a row where two logits are that far apart gets its second sweep at once.
 """
 
 import triton
 import triton.language as tl
 
-FLOOR = tl.constexpr(-1e4)
-LOWEST = tl.constexpr(-1e38)
-"""Starts a running maximum: finite, so that a difference with −∞ is no NaN."""
-GROUP = tl.constexpr(8)
-"""Entries that share a running maximum: a thread's own, 128 bits of bf16."""
+from lantern_kernels.gpu.arithmetic import (
+    FLOOR,
+    GROUP,
+    LOG2_E,
+    LOWEST,
+    at_least,
+    exp,
+    exp2,
+    positions_from,
+    read,
+)
+
+FARTHEST = tl.constexpr(9e3)
+"""Within this log-ratio no entry on the floor faces one whose probability isn't 0: that takes 10⁴ − 104."""
 
 
 @triton.jit
-def read(row, columns, positions, scale, softcap, CAPPED: tl.constexpr):
-    """Logits at `positions` in float32, ``softcap·tanh(scale·x/softcap)``; −∞ where the row has no such column."""
-    logits = tl.load(row + positions, mask=positions < columns, other=-float("inf")).to(tl.float32) * scale
-    if CAPPED:
-        # tanh by the exponential of −2|y|, which can't overflow. An excluded token stays excluded.
-        y = logits / softcap
-        e = tl.exp(-2.0 * tl.abs(y))
-        size = softcap * (1.0 - e) / (1.0 + e)
-        logits = tl.where(logits == -float("inf"), logits, tl.where(y < 0, -size, size))
-    return logits
+def first_sweep(
+    start, state, S, T, s_columns, t_columns, rate, s_scale, s_softcap, t_scale, t_softcap,
+    WITH_TEACHER: tl.constexpr, ONE_SWEEP: tl.constexpr, UNTEMPERED: tl.constexpr,
+    S_SCALED: tl.constexpr, T_SCALED: tl.constexpr, S_CAPPED: tl.constexpr, T_CAPPED: tl.constexpr,
+    MASKED: tl.constexpr, ASSEMBLY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The state after a block: per group of entries maxima, and sums relative to them.
+
+    Of each model the largest logit, Σ e, and Σ e·(t − s) over the columns that both have; Σ e and Σ e·logit over those that
+    the other lacks; the student's Σ e at temperature 1; and the largest |t − s|. `rate` is log₂e / temperature.
+    """
+    s_top, s_sum, s_difference, s_alone, s_alone_logits, s_sum_untempered, t_top, t_sum, t_difference, t_alone, t_alone_logits, farthest = state  # noqa: E501 # fmt: skip
+    positions = positions_from(start, BLOCK)
+    s = read(S, s_columns, positions, s_scale, s_softcap, S_SCALED, S_CAPPED, MASKED, ASSEMBLY)
+    higher = tl.maximum(s_top, tl.max(s, axis=1))
+    s_exp = exp2((s - higher[:, None]) * rate, ASSEMBLY)
+    s_shrink = exp2((s_top - higher) * rate, ASSEMBLY)
+    s_sum = s_sum * s_shrink + tl.sum(s_exp, axis=1)
+    if UNTEMPERED:
+        fresh = tl.sum(exp(s - higher[:, None], ASSEMBLY), axis=1)
+        s_sum_untempered = s_sum_untempered * exp(s_top - higher, ASSEMBLY) + fresh
+    s_top = higher
+    if WITH_TEACHER:
+        t = read(T, t_columns, positions, t_scale, t_softcap, T_SCALED, T_CAPPED, MASKED, ASSEMBLY)
+        higher = tl.maximum(t_top, tl.max(t, axis=1))
+        t_exp = exp2((t - higher[:, None]) * rate, ASSEMBLY)
+        t_shrink = exp2((t_top - higher) * rate, ASSEMBLY)
+        t_sum = t_sum * t_shrink + tl.sum(t_exp, axis=1)
+        t_top = higher
+        if ONE_SWEEP:
+            difference = t - s
+            if MASKED:
+                s_has, t_has = positions < s_columns, positions < t_columns
+                difference = tl.where(s_has & t_has, difference, 0.0)
+                s_only, t_only = s_has & (positions >= t_columns), t_has & (positions >= s_columns)
+                s_alone = s_alone * s_shrink + tl.sum(tl.where(s_only, s_exp, 0.0), axis=1)
+                t_alone = t_alone * t_shrink + tl.sum(tl.where(t_only, t_exp, 0.0), axis=1)
+                s_alone_logits = s_alone_logits * s_shrink + tl.sum(tl.where(s_only, s_exp * s, 0.0), axis=1)
+                t_alone_logits = t_alone_logits * t_shrink + tl.sum(tl.where(t_only, t_exp * t, 0.0), axis=1)
+            farthest = tl.maximum(farthest, tl.max(tl.abs(difference), axis=1))
+            s_difference = s_difference * s_shrink + tl.sum(s_exp * difference, axis=1)
+            t_difference = t_difference * t_shrink + tl.sum(t_exp * difference, axis=1)
+    return s_top, s_sum, s_difference, s_alone, s_alone_logits, s_sum_untempered, t_top, t_sum, t_difference, t_alone, t_alone_logits, farthest  # noqa: E501 # fmt: skip
 
 
 @triton.jit
-def at_least(x, lowest):
-    """As tl.maximum, but NaN stays NaN: on a GPU a maximum of NaN and a number is the number."""
-    return tl.where(x < lowest, lowest, x)
-
-
-@triton.jit
-def positions_from(start, BLOCK: tl.constexpr):
-    """``[BLOCK / GROUP, GROUP]`` neighbouring positions."""
-    return start + tl.arange(0, BLOCK // GROUP)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+def second_sweep(
+    start, values, slopes_of_groups, factors, S, T, s_columns, t_columns, s_lse, t_lse,
+    inverse_temperature, s_scale, s_softcap, t_scale, t_softcap,
+    ENTRIES: tl.constexpr, PARAMETERS: tl.constexpr,
+    S_SCALED: tl.constexpr, T_SCALED: tl.constexpr, S_CAPPED: tl.constexpr, T_CAPPED: tl.constexpr,
+    MASKED: tl.constexpr, ASSEMBLY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The terms' values and their slopes' sum after a block, per group of entries."""
+    positions = positions_from(start, BLOCK)
+    s = read(S, s_columns, positions, s_scale, s_softcap, S_SCALED, S_CAPPED, MASKED, ASSEMBLY)
+    t = read(T, t_columns, positions, t_scale, t_softcap, T_SCALED, T_CAPPED, MASKED, ASSEMBLY)
+    log_q = at_least(s * inverse_temperature - s_lse, FLOOR)
+    log_p = at_least(t * inverse_temperature - t_lse, FLOOR)
+    q = exp(log_q, ASSEMBLY)
+    p = exp(log_p, ASSEMBLY)
+    new_values = ()
+    slopes = tl.zeros_like(q)
+    for k in tl.static_range(len(ENTRIES)):
+        value, slope = ENTRIES[k](log_p, log_q, p, q, PARAMETERS[k])
+        if MASKED:
+            value = tl.where(positions < tl.maximum(s_columns, t_columns), value, 0.0)
+        new_values = new_values + (values[k] + tl.sum(value, axis=1),)
+        slopes += factors[k] * slope
+    slopes_of_groups += tl.sum(tl.where(log_q <= FLOOR, 0.0, slopes), axis=1)
+    return new_values, slopes_of_groups
 
 
 @triton.jit
@@ -56,8 +116,9 @@ def row_sums(
     s_stride, t_stride, s_columns, t_columns, rows,
     inverse_temperature, s_scale, s_softcap, t_scale, t_softcap,
     ENTRIES: tl.constexpr, SOURCES: tl.constexpr, PARAMETERS: tl.constexpr, KINDS: tl.constexpr, ONE_SWEEP: tl.constexpr,
-    TEMPERED: tl.constexpr, WITH_TARGETS: tl.constexpr, S_CAPPED: tl.constexpr, T_CAPPED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TEMPERED: tl.constexpr, WITH_TARGETS: tl.constexpr,
+    S_SCALED: tl.constexpr, T_SCALED: tl.constexpr, S_CAPPED: tl.constexpr, T_CAPPED: tl.constexpr,
+    ASSEMBLY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Values ``[K, rows]`` and SUMS ``[4, rows]`` (Ls, Lt, H, and Ls at temperature 1) of one row per program.
 
@@ -69,6 +130,7 @@ def row_sums(
         ENTRIES: The terms' entry functions, and PARAMETERS theirs. SOURCES stands for their code (see `entries.sources`).
         KINDS: Per term 1 for KL, 2 for reverse KL, 0 for any other.
         ONE_SWEEP: Whether to do with one sweep where a row allows it; none of KINDS is 0 then.
+        S_SCALED, T_SCALED: Whether the scales differ from 1.
     """
     row = tl.program_id(0).to(tl.int64)
     K: tl.constexpr = len(ENTRIES)
@@ -81,47 +143,29 @@ def row_sums(
     S += row * s_stride
     T += row * t_stride
     columns = s_columns
+    whole = s_columns // BLOCK * BLOCK
     if K > 0:
         columns = tl.maximum(s_columns, t_columns)
+        whole = tl.minimum(s_columns, t_columns) // BLOCK * BLOCK
+    rate = inverse_temperature * LOG2_E
 
-    s_top = tl.full([BLOCK // GROUP], LOWEST, tl.float32)
-    t_top = tl.full([BLOCK // GROUP], LOWEST, tl.float32)
     zeros = tl.zeros([BLOCK // GROUP], tl.float32)
-    s_sum = zeros
-    t_sum = zeros
-    s_sum_untempered = zeros
-    s_difference = zeros
-    t_difference = zeros
-    # The lowest log-probabilities tell whether a single sweep was enough.
-    s_low = tl.full([BLOCK // GROUP], float("inf"), tl.float32)
-    t_low = tl.full([BLOCK // GROUP], float("inf"), tl.float32)
-    for start in range(0, columns, BLOCK):
-        positions = positions_from(start, BLOCK)
-        s = read(S, s_columns, positions, s_scale, s_softcap, S_CAPPED)
-        higher = tl.maximum(s_top, tl.max(s, axis=1))
-        s_exp = tl.exp((s - higher[:, None]) * inverse_temperature)
-        s_shrink = tl.exp((s_top - higher) * inverse_temperature)
-        s_sum = s_sum * s_shrink + tl.sum(s_exp, axis=1)
-        if WITH_TARGETS and TEMPERED:
-            s_sum_untempered = s_sum_untempered * tl.exp(s_top - higher) + tl.sum(tl.exp(s - higher[:, None]), axis=1)
-        s_top = higher
-        if K > 0:
-            t = read(T, t_columns, positions, t_scale, t_softcap, T_CAPPED)
-            higher = tl.maximum(t_top, tl.max(t, axis=1))
-            t_exp = tl.exp((t - higher[:, None]) * inverse_temperature)
-            t_shrink = tl.exp((t_top - higher) * inverse_temperature)
-            t_sum = t_sum * t_shrink + tl.sum(t_exp, axis=1)
-            t_top = higher
-            if ONE_SWEEP:
-                inside = positions < columns
-                s_low = tl.minimum(s_low, tl.min(tl.where(inside, s, float("inf")), axis=1))
-                t_low = tl.minimum(t_low, tl.min(tl.where(inside, t, float("inf")), axis=1))
-                difference = tl.where(tl.minimum(s, t) > LOWEST, t - s, 0.0) * inverse_temperature
-                s_difference = s_difference * s_shrink + tl.sum(s_exp * difference, axis=1)
-                t_difference = t_difference * t_shrink + tl.sum(t_exp * difference, axis=1)
+    lowest = tl.full([BLOCK // GROUP], LOWEST, tl.float32)
+    state = (lowest, zeros, zeros, zeros, zeros, zeros, lowest, zeros, zeros, zeros, zeros, zeros)
+    for start in range(0, whole, BLOCK):
+        state = first_sweep(
+            start, state, S, T, s_columns, t_columns, rate, s_scale, s_softcap, t_scale, t_softcap,
+            K > 0, ONE_SWEEP, WITH_TARGETS and TEMPERED, S_SCALED, T_SCALED, S_CAPPED, T_CAPPED, False, ASSEMBLY, BLOCK,
+        )  # fmt: skip
+    for start in range(whole, columns, BLOCK):
+        state = first_sweep(
+            start, state, S, T, s_columns, t_columns, rate, s_scale, s_softcap, t_scale, t_softcap,
+            K > 0, ONE_SWEEP, WITH_TARGETS and TEMPERED, S_SCALED, T_SCALED, S_CAPPED, T_CAPPED, True, ASSEMBLY, BLOCK,
+        )  # fmt: skip
+    s_top, s_sum, s_difference, s_alone, s_alone_logits, s_sum_untempered, t_top, t_sum, t_difference, t_alone, t_alone_logits, farthest = state  # noqa: E501 # fmt: skip
 
     s_highest = tl.max(s_top, axis=0)
-    s_weight = tl.exp((s_top - s_highest) * inverse_temperature)
+    s_weight = tl.exp2((s_top - s_highest) * rate)
     s_total = tl.sum(s_sum * s_weight, axis=0)
     s_lse = s_highest * inverse_temperature + tl.log(s_total)
     tl.store(SUMS + row, s_lse)
@@ -131,60 +175,69 @@ def row_sums(
             s_lse_untempered = s_highest + tl.log(tl.sum(s_sum_untempered * tl.exp(s_top - s_highest), axis=0))
         tl.store(SUMS + 3 * rows + row, s_lse_untempered)
         target = tl.load(TARGETS + row)
-        logit = read(S, s_columns, target, s_scale, s_softcap, S_CAPPED)
+        logit = read(S, s_columns, target, s_scale, s_softcap, S_SCALED, S_CAPPED, True, False)
         tl.store(VALUES + K * rows + row, -at_least(logit - s_lse_untempered, FLOOR))
 
     if K > 0:
         t_highest = tl.max(t_top, axis=0)
-        t_weight = tl.exp((t_top - t_highest) * inverse_temperature)
+        t_weight = tl.exp2((t_top - t_highest) * rate)
         t_total = tl.sum(t_sum * t_weight, axis=0)
         t_lse = t_highest * inverse_temperature + tl.log(t_total)
         tl.store(SUMS + rows + row, t_lse)
+        factors = ()
+        for k in tl.static_range(K):
+            factors = factors + (tl.load(FACTORS + k) * inverse_temperature,)
 
         enough = False
+        forward = 0.0
+        backward = 0.0
+        p_alone = 0.0
         if ONE_SWEEP:
-            s_lowest = tl.min(s_low, axis=0) * inverse_temperature - s_lse
-            t_lowest = tl.min(t_low, axis=0) * inverse_temperature - t_lse
-            enough = tl.minimum(s_lowest, t_lowest) > FLOOR
+            # Less rounded than the difference of the two log-sum-exps.
+            shift = (t_highest - s_highest) * inverse_temperature + tl.log(t_total / s_total)
+            p_alone = tl.sum(t_alone * t_weight, axis=0) / t_total
+            q_alone = tl.sum(s_alone * s_weight, axis=0) / s_total
+            p_difference = tl.sum(t_difference * t_weight, axis=0) / t_total * inverse_temperature
+            q_difference = tl.sum(s_difference * s_weight, axis=0) / s_total * inverse_temperature
+            # Where the other model has no column its log-probability is the floor.
+            p_floored = tl.sum(t_alone_logits * t_weight, axis=0) / t_total * inverse_temperature - (t_lse + FLOOR) * p_alone
+            q_floored = tl.sum(s_alone_logits * s_weight, axis=0) / s_total * inverse_temperature - (s_lse + FLOOR) * q_alone
+            forward = at_least(p_difference - shift * (1.0 - p_alone) + p_floored, 0.0)
+            backward = at_least(shift * (1.0 - q_alone) - q_difference + q_floored, 0.0)
+            near = tl.max(farthest, axis=0) * inverse_temperature + tl.abs(shift) < FARTHEST
+            # NaN, of an excluded token or of a student that has diverged, is for the second sweep to tell apart.
+            enough = near & (forward == forward) & (backward == backward)
         if enough:
-            shift = t_lse - s_lse
-            forward = at_least(tl.sum(t_difference * t_weight, axis=0) / t_total - shift, 0.0)
-            backward = at_least(shift - tl.sum(s_difference * s_weight, axis=0) / s_total, 0.0)
             slopes = 0.0
             for k in tl.static_range(K):
                 if KINDS[k] == 1:
                     tl.store(VALUES + k * rows + row, forward)
+                    # q − p sums to nothing, but what the student lacks has no slope.
+                    slopes += factors[k] * p_alone
                 else:
                     tl.store(VALUES + k * rows + row, backward)
-                    slopes += tl.load(FACTORS + k) * inverse_temperature * backward
+                    slopes += factors[k] * backward
             tl.store(SUMS + 2 * rows + row, slopes)
         else:
             values = ()
             for _ in tl.static_range(K):
                 values = values + (zeros,)
             slopes_of_groups = zeros
-            last = (columns - 1) // BLOCK * BLOCK
-            for done in range(0, columns, BLOCK):
-                positions = positions_from(last - done, BLOCK)
-                s = read(S, s_columns, positions, s_scale, s_softcap, S_CAPPED)
-                t = read(T, t_columns, positions, t_scale, t_softcap, T_CAPPED)
-                log_q = at_least(s * inverse_temperature - s_lse, FLOOR)
-                log_p = at_least(t * inverse_temperature - t_lse, FLOOR)
-                q = tl.exp(log_q)
-                p = tl.exp(log_p)
-                inside = positions < columns
-                movable = inside & ~(log_q <= FLOOR)
-                new_values = ()
-                slopes = tl.zeros_like(q)
-                for k in tl.static_range(K):
-                    value, slope = ENTRIES[k](log_p, log_q, p, q, PARAMETERS[k])
-                    new_values = new_values + (values[k] + tl.sum(tl.where(inside, value, 0.0), axis=1),)
-                    slopes += tl.load(FACTORS + k) * slope
-                values = new_values
-                slopes_of_groups += tl.sum(tl.where(movable, slopes, 0.0), axis=1)
+            for done in range(0, columns - whole, BLOCK):
+                values, slopes_of_groups = second_sweep(
+                    whole + (columns - whole - 1) // BLOCK * BLOCK - done, values, slopes_of_groups, factors,
+                    S, T, s_columns, t_columns, s_lse, t_lse, inverse_temperature, s_scale, s_softcap, t_scale, t_softcap,
+                    ENTRIES, PARAMETERS, S_SCALED, T_SCALED, S_CAPPED, T_CAPPED, True, ASSEMBLY, BLOCK,
+                )  # fmt: skip
+            for done in range(0, whole, BLOCK):
+                values, slopes_of_groups = second_sweep(
+                    whole - BLOCK - done, values, slopes_of_groups, factors,
+                    S, T, s_columns, t_columns, s_lse, t_lse, inverse_temperature, s_scale, s_softcap, t_scale, t_softcap,
+                    ENTRIES, PARAMETERS, S_SCALED, T_SCALED, S_CAPPED, T_CAPPED, False, ASSEMBLY, BLOCK,
+                )  # fmt: skip
             for k in tl.static_range(K):
                 tl.store(VALUES + k * rows + row, tl.sum(values[k], axis=0))
-            tl.store(SUMS + 2 * rows + row, tl.sum(slopes_of_groups, axis=0) * inverse_temperature)
+            tl.store(SUMS + 2 * rows + row, tl.sum(slopes_of_groups, axis=0))
 
 
 @triton.jit
@@ -193,7 +246,8 @@ def row_gradient(
     s_stride, t_stride, out_stride, s_columns, t_columns, rows,
     inverse_temperature, s_scale, s_softcap, t_scale, t_softcap,
     ENTRIES: tl.constexpr, SOURCES: tl.constexpr, PARAMETERS: tl.constexpr, WITH_TARGETS: tl.constexpr,
-    S_CAPPED: tl.constexpr, T_CAPPED: tl.constexpr, BLOCK: tl.constexpr,
+    S_SCALED: tl.constexpr, T_SCALED: tl.constexpr, S_CAPPED: tl.constexpr, T_CAPPED: tl.constexpr,
+    ASSEMBLY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the loss with respect to S, one block of a row per program. OUT may be S itself.
 
@@ -208,25 +262,28 @@ def row_gradient(
     if weight == 0.0:
         tl.store(OUT + positions, tl.zeros_like(positions).to(OUT.dtype.element_ty), mask=present)
         return
-    s = read(S + row * s_stride, s_columns, positions, s_scale, s_softcap, S_CAPPED)
+    # What all entries are multiplied by goes into the row's scalars.
+    weight *= tl.load(UPSTREAM)
+    if S_SCALED:
+        weight *= s_scale
+    s = read(S + row * s_stride, s_columns, positions, s_scale, s_softcap, S_SCALED, S_CAPPED, True, ASSEMBLY)
     gradient = tl.zeros_like(s)
     if K > 0:
-        t = read(T + row * t_stride, t_columns, positions, t_scale, t_softcap, T_CAPPED)
+        t = read(T + row * t_stride, t_columns, positions, t_scale, t_softcap, T_SCALED, T_CAPPED, True, ASSEMBLY)
         log_q = at_least(s * inverse_temperature - tl.load(SUMS + row), FLOOR)
         log_p = at_least(t * inverse_temperature - tl.load(SUMS + rows + row), FLOOR)
-        q = tl.exp(log_q)
-        p = tl.exp(log_p)
+        q = exp(log_q, ASSEMBLY)
+        p = exp(log_p, ASSEMBLY)
         for k in tl.static_range(K):
             _, slope = ENTRIES[k](log_p, log_q, p, q, PARAMETERS[k])
-            gradient += tl.load(FACTORS + k) * slope
-        gradient = tl.where(log_q <= FLOOR, 0.0, gradient * inverse_temperature)
-        gradient -= q * tl.load(SUMS + 2 * rows + row)
+            gradient += tl.load(FACTORS + k) * inverse_temperature * weight * slope
+        gradient = tl.where(log_q <= FLOOR, 0.0, gradient)
+        gradient -= q * (tl.load(SUMS + 2 * rows + row) * weight)
     if WITH_TARGETS:
-        untempered = tl.exp(s - tl.load(SUMS + 3 * rows + row))
+        untempered = exp(s - tl.load(SUMS + 3 * rows + row), ASSEMBLY)
         is_target = positions == tl.load(TARGETS + row)
-        gradient += tl.load(FACTORS + K) * (untempered - tl.where(is_target, 1.0, 0.0))
+        gradient += tl.load(FACTORS + K) * weight * (untempered - tl.where(is_target, 1.0, 0.0))
     if S_CAPPED:
-        bent = s / s_softcap
+        bent = s * (1.0 / s_softcap)
         gradient = tl.where(s == -float("inf"), 0.0, gradient * (1.0 - bent * bent))
-    gradient *= weight * tl.load(UPSTREAM) * s_scale
     tl.store(OUT + positions, gradient.to(OUT.dtype.element_ty), mask=present)

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lantern_kernels.divergences import Pointwise
-from lantern_kernels.gpu.launch import NUM_WARPS, block_of, with_unit_stride
-from lantern_kernels.gpu.rows import GROUP, LOWEST, positions_from, read
+from lantern_kernels.divergences import LOG_FLOOR, Pointwise
+from lantern_kernels.gpu.arithmetic import GROUP, LOWEST, exp, positions_from, read
+from lantern_kernels.gpu.launch import NUM_WARPS, block_of, takes_assembly, with_unit_stride
 from lantern_kernels.heads import Bend
 from lantern_kernels.mixture import Mixture
 from lantern_kernels.top_k import TopK, on_events
@@ -32,7 +32,7 @@ def known_at(MEMBERS, start, columns, BLOCK: tl.constexpr):
 @triton.jit
 def tail_sums(
     S, MEMBERS, WEIGHTS, SUMS, s_stride, members_stride, columns, rows, inverse_temperature, s_scale, s_softcap,
-    WITH_TARGETS: tl.constexpr, S_CAPPED: tl.constexpr, BLOCK: tl.constexpr,
+    WITH_TARGETS: tl.constexpr, S_SCALED: tl.constexpr, S_CAPPED: tl.constexpr, ASSEMBLY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """SUMS ``[2, rows]``: the log-sum-exp of the unknown tokens, tempered, and WITH_TARGETS that of all, untempered."""
     row = tl.program_id(0).to(tl.int64)
@@ -47,16 +47,16 @@ def tail_sums(
     all_ = tl.zeros([BLOCK // GROUP], tl.float32)
     tail_top = top
     for start in range(0, columns, BLOCK):
-        s = read(S, columns, positions_from(start, BLOCK), s_scale, s_softcap, S_CAPPED)
+        s = read(S, columns, positions_from(start, BLOCK), s_scale, s_softcap, S_SCALED, S_CAPPED, True, ASSEMBLY)
         others = tl.where(known_at(MEMBERS, start, columns, BLOCK), -float("inf"), s)
         # A maximum of its own: the known tokens' would underflow a tail that is far below.
         higher = tl.maximum(tail_top, tl.max(others, axis=1))
-        fresh = tl.sum(tl.exp((others - higher[:, None]) * inverse_temperature), axis=1)
-        tail = tail * tl.exp((tail_top - higher) * inverse_temperature) + fresh
+        fresh = tl.sum(exp((others - higher[:, None]) * inverse_temperature, ASSEMBLY), axis=1)
+        tail = tail * exp((tail_top - higher) * inverse_temperature, ASSEMBLY) + fresh
         tail_top = higher
         if WITH_TARGETS:
             higher = tl.maximum(top, tl.max(s, axis=1))
-            all_ = all_ * tl.exp(top - higher) + tl.sum(tl.exp(s - higher[:, None]), axis=1)
+            all_ = all_ * exp(top - higher, ASSEMBLY) + tl.sum(exp(s - higher[:, None], ASSEMBLY), axis=1)
             top = higher
     highest = tl.max(tail_top, axis=0)
     total = tl.sum(tail * tl.exp((tail_top - highest) * inverse_temperature), axis=0)
@@ -70,7 +70,7 @@ def tail_sums(
 def tail_gradient(
     S, MEMBERS, TARGETS, WEIGHTS, UPSTREAM, SCALARS, OUT, s_stride, members_stride, out_stride, columns, rows,
     inverse_temperature, cross_entropy, s_scale, s_softcap,
-    WITH_TARGETS: tl.constexpr, S_CAPPED: tl.constexpr, BLOCK: tl.constexpr,
+    WITH_TARGETS: tl.constexpr, S_SCALED: tl.constexpr, S_CAPPED: tl.constexpr, ASSEMBLY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient but for the known tokens' own slopes, one block of a row per program. OUT may be S itself.
 
@@ -85,15 +85,15 @@ def tail_gradient(
     if weight == 0.0:
         tl.store(OUT + positions, tl.zeros_like(positions).to(OUT.dtype.element_ty), mask=present)
         return
-    s = read(S + row * s_stride, columns, positions, s_scale, s_softcap, S_CAPPED)
+    s = read(S + row * s_stride, columns, positions, s_scale, s_softcap, S_SCALED, S_CAPPED, True, ASSEMBLY)
     tempered = s * inverse_temperature
     known = known_at(MEMBERS + row * members_stride, start, columns, BLOCK)
-    share = tl.exp(tl.where(known, -float("inf"), tempered) - tl.load(SCALARS + row))
+    share = exp(tl.where(known, -float("inf"), tempered) - tl.load(SCALARS + row), ASSEMBLY)
     gradient = share * tl.load(SCALARS + 3 * rows + row)
-    gradient -= tl.exp(tempered - tl.load(SCALARS + rows + row)) * tl.load(SCALARS + 4 * rows + row)
+    gradient -= exp(tempered - tl.load(SCALARS + rows + row), ASSEMBLY) * tl.load(SCALARS + 4 * rows + row)
     if WITH_TARGETS:
         is_target = positions == tl.load(TARGETS + row)
-        q = tl.exp(s - tl.load(SCALARS + 2 * rows + row))
+        q = exp(s - tl.load(SCALARS + 2 * rows + row), ASSEMBLY)
         gradient += cross_entropy * (q - tl.where(is_target, 1.0, 0.0))
     if S_CAPPED:
         bent = s / s_softcap
@@ -110,7 +110,9 @@ class TopKKernels:
         self._scalars = (student_bend.scale, student_bend.softcap or 1.0)
         self._constants: dict[str, Any] = {
             "WITH_TARGETS": mixture.with_targets,
+            "S_SCALED": student_bend.scale != 1.0,
             "S_CAPPED": student_bend.softcap is not None,
+            "ASSEMBLY": takes_assembly(),
             "num_warps": NUM_WARPS,
         }
 
@@ -139,8 +141,9 @@ class TopKKernels:
         values = list(events.values)
         gradient = events.slopes[:, :-1] - (known / T - total).exp() * events.total
         if targets is not None:
-            label = self._bend(student.gather(-1, targets[:, None].clamp(min=0)).float())[:, 0]
-            values.append(lse[1] - label)
+            # An ignored target may be any number.
+            label = self._bend(student.gather(-1, targets[:, None].clamp(0, columns - 1)).float())[:, 0]
+            values.append(-(label - lse[1]).clamp(min=LOG_FLOOR))
             towards = (known - lse[1][:, None]).exp() - (ids == targets[:, None]).float()
             gradient = gradient + self._mixture.factors[-1] * towards
         gradient = self._bend.back(gradient, known) * weights[:, None]
