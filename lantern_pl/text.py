@@ -39,6 +39,11 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([vocabulary, probes]).encode()).hexdigest()[:16]
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than its largest id: equal for equal fingerprints, where models may pad their embeddings differently."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """A short hash of the chat template: with another one, the same question becomes other tokens."""
     return hashlib.sha256(json.dumps(tokenizer.chat_template).encode()).hexdigest()[:16]

@@ -3,10 +3,12 @@
     python kernels/bench/signals.py [--rounds 5] [--json PATH]
 
 - Size and reading: 2M supervised tokens, k = 32 of 49,152, in examples of 64 tokens that are read in random order, 64 at
-  once, from a warm cache, by two processes. Decoded are int64 ids and float32 log-probabilities, as the loss takes them.
+  once, from a warm cache, by two processes. Decoded are int32 ids and float32 log-probabilities, as the loss takes them.
 - Recording: SmolLM2-135M on 8 pairs of the sample; the teacher's forward with its head, and all that is done besides.
 - Fit: one training step of `training_step.py`'s setting, with the teacher online and from disk, taking turns.
 - Rounding: each divergence on the recorded top 32 with exact and with one-byte log-probabilities.
+
+Exit status 1, once all is printed and recorded, where a goal is missed.
 """
 
 import argparse
@@ -50,6 +52,13 @@ from lantern_pl.text import fingerprint, template_hash
 VOCABULARY, K, PER_EXAMPLE = 49_152, 32, 64
 SHARDS, EXAMPLES = 8, 4096
 
+MOST_BYTES = {"plain": 165, "packed": 115}
+LEAST_TOKENS_PER_S = 10e6
+MOST_OVERHEAD = 0.05
+"""Of recording, as a share of the teacher's forward."""
+LEAST_GAIN = 1.6
+"""Times that a training step from disk is faster than one with the teacher online."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,7 +84,27 @@ def main() -> int:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    goals = missed(results)
+    for goal in goals:
+        print(f"Missed: {goal}", file=sys.stderr)
+    return 1 if goals else 0
+
+
+def missed(results: dict[str, Any]) -> list[str]:
+    """The goals that the results don't reach, each with what was measured."""
+    found = []
+    for name, row in results["reading"].items():
+        if row["bytes_per_token"] > MOST_BYTES[name]:
+            found.append(f"{name}: {row['bytes_per_token']:.1f} B a token, at most {MOST_BYTES[name]}")
+        if row["tokens_per_s"] < LEAST_TOKENS_PER_S:
+            speed, least = row["tokens_per_s"] / 1e6, LEAST_TOKENS_PER_S / 1e6
+            found.append(f"{name}: {speed:.1f}M tokens/s read and decoded, at least {least:.0f}M")
+    overhead, gain = results["recording"]["overhead"], results["fit"]["faster"]
+    if overhead > MOST_OVERHEAD:
+        found.append(f"recording adds {overhead:.1%} to the teacher's forward, at most {MOST_OVERHEAD:.0%}")
+    if gain < LEAST_GAIN:
+        found.append(f"a training step from disk is {gain:.2f} times faster, at least {LEAST_GAIN}")
+    return found
 
 
 def table(report: dict[str, Any]) -> str:

@@ -48,6 +48,7 @@ ABOUT: Mapping[str, About] = {
     "js": About("JS", "nats, between both distributions; at most 0.69", "less"),
     "tvd": About("Total variation", "distance of both distributions, 0 to 1", "less"),
     "cross_entropy": About("Cross entropy", "nats, to the annotation", "less"),
+    "cross_entropy_to_samples": About("Cross entropy to samples", "nats, to the teacher's draws", "less"),
     "token_accuracy": About(
         "Token accuracy", "next tokens of the annotation that the student would have chosen", "more", True
     ),

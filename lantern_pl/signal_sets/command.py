@@ -31,7 +31,7 @@ from lantern_pl.signal_sets.manifest import MANIFEST, UNFINISHED, Manifest, Toke
 from lantern_pl.signal_sets.recording import Item, Recorder, plan
 from lantern_pl.signal_sets.writer import SetWriter, differences
 from lantern_pl.signals import Hidden
-from lantern_pl.text import template_hash
+from lantern_pl.text import template_hash, vocabulary_size
 
 # Of a pair besides its token signals: its keys, and where its rows and entries end.
 _BYTES_PER_PAIR = 2 * KEY_BYTES + 16
@@ -98,6 +98,8 @@ def _cache(config: CacheConfig, console: Console) -> None:
         console.print(f"{folder} holds these signals already.", soft_wrap=True)
         return
     featurizer, examples = _examples(config, pairs) if "tokens" in kinds else (None, None)
+    if config.compare_with is not None and examples is not None:
+        report.check_compared(config.compare_with, teacher)
     items = plan(pairs, examples, "levels" in kinds)
     ask(teacher, lambda: teacher.to(device))
     tokens, head = _form(config, featurizer, examples, device)
@@ -245,6 +247,8 @@ def _form(
         return Tokens(**about), arrays
     if teacher.top_k is not None:
         _check_top_k_teacher(config)
+    # Rows of a padded embedding are no tokens, and students of the same tokenizer may have fewer of them.
+    about["vocab_size"] = vocabulary = min(vocabulary, vocabulary_size(featurizer.tokenizer))
     if config.mode == "top_k":
         if config.k > vocabulary:
             raise UserError(f"k is {config.k}, and the teacher's vocabulary has {vocabulary} tokens: give a smaller one.")

@@ -21,6 +21,7 @@ LogProbs = Literal["u8", "f32"]
 # Of f32 arrays that were written as they came; a sum of thousands of roundings.
 _MASS_TOLERANCE = 1e-3
 _ROWS_AT_ONCE = 64
+_ROWS_CHECKED_AT_ONCE = 4096
 
 _DTYPES = {
     name: getattr(torch, name) for name in ("uint8", "uint16", "uint32", "uint64", "int64", "float16", "bfloat16", "float32")
@@ -50,8 +51,12 @@ class Format(ABC):
         """The signal of one example as arrays on the CPU. `seed` is the example's own."""
 
     @abstractmethod
+    def check(self, arrays: Mapping[str, Tensor]) -> None:
+        """Raise UserError for values that can't be, in the arrays of a whole file: once, before any of it is decoded."""
+
+    @abstractmethod
     def decode(self, arrays: Mapping[str, Tensor]) -> Hidden | TopK:
-        """The signal of any number of rows. Raises UserError for values that can't be."""
+        """The signal of any number of rows, of arrays that were checked."""
 
     def bytes_per_token(self) -> float:
         """What a supervised position takes, without keys and headers; an expectation where that differs by row."""
@@ -89,7 +94,7 @@ class TopKFormat(Format):
         }
 
     def encode(self, signal: Hidden | Logits | TopK, seed: int) -> dict[str, Tensor]:
-        top = top_k_of(signal, self.k, self.temperature)
+        top = top_k_of(signal, self.k, self.temperature, self.vocab_size)
         if top.log_probs.isnan().any() or top.tail_log_mass.isnan().any():
             raise UserError("NaN among its scores")
         arrays = _store_ids(top.ids.cpu(), self.vocab_size, self.packed)
@@ -98,17 +103,25 @@ class TopKFormat(Format):
             return {**arrays, "log_probs": log_probs, "tail_log_mass": tail}
         return {**arrays, "log_probs": encode_log_probs(log_probs), "tail_log_mass": tail.half()}
 
-    def decode(self, arrays: Mapping[str, Tensor]) -> TopK:
-        tail = arrays["tail_log_mass"].float()
-        if not bool((tail <= 0).all()):
-            raise UserError("a tail whose mass is above 1 or no number")
-        if self.log_probs == "u8":
-            log_probs = decode_log_probs(arrays["log_probs"], tail)
-        else:
-            log_probs = arrays["log_probs"]
-            mass = log_probs.exp().sum(-1) + tail.exp()
+    def check(self, arrays: Mapping[str, Tensor]) -> None:
+        for start in range(0, len(arrays["tail_log_mass"]), _ROWS_CHECKED_AT_ONCE):
+            rows = {name: array[start : start + _ROWS_CHECKED_AT_ONCE] for name, array in arrays.items()}
+            if not bool((rows["tail_log_mass"].float() <= 0).all()):
+                raise UserError("a tail whose mass is above 1 or no number")
+            signal = self.decode(rows)
+            mass = signal.log_probs.exp().sum(-1) + signal.tail_log_mass.exp()
             if not bool(((mass - 1).abs() < _MASS_TOLERANCE).all()):
                 raise UserError("log-probabilities whose mass isn't 1")
+            ordered = signal.ids.sort(-1).values
+            if not bool(((ordered[:, 0] >= 0) & (ordered[:, -1] < self.vocab_size)).all()):
+                raise UserError(f"ids of tokens outside of 0 to {self.vocab_size - 1}")
+            if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+                raise UserError("a position that names a token twice")
+
+    def decode(self, arrays: Mapping[str, Tensor]) -> TopK:
+        tail = arrays["tail_log_mass"].float()
+        stored = arrays["log_probs"]
+        log_probs = decode_log_probs(stored, tail) if self.log_probs == "u8" else stored
         return TopK(_load_ids(arrays, self.vocab_size, self.packed), log_probs, tail)
 
 
@@ -150,7 +163,7 @@ class SampledFormat(Format):
         generator = torch.Generator().manual_seed(seed)
         drawn = []
         for logits in logits_of(signal):
-            probs = (logits / self.temperature).softmax(-1).cpu()
+            probs = (logits[:, : self.vocab_size] / self.temperature).softmax(-1).cpu()
             if probs.isnan().any():
                 raise UserError("NaN among its scores")
             drawn.append(torch.multinomial(probs, self.rounds, replacement=True, generator=generator))
@@ -166,13 +179,22 @@ class SampledFormat(Format):
             "times": (ends - starts).to(torch.uint8),
         }
 
+    def check(self, arrays: Mapping[str, Tensor]) -> None:
+        ids = _load_ids(arrays, self.vocab_size, self.packed)
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            raise UserError(f"ids of tokens outside of 0 to {self.vocab_size - 1}")
+
     def decode(self, arrays: Mapping[str, Tensor]) -> TopK:
+        """Raises UserError too, where rows and entries don't fit to each other: only the reader knows where rows begin."""
         assert self.widest is not None
         entries, times = arrays["entries"].long(), arrays["times"].float()
-        ids = _load_ids(arrays, self.vocab_size, self.packed)[:, 0]
+        ids = _load_ids(arrays, self.vocab_size, self.packed)[:, 0].long()
         if int(entries.sum()) != len(ids) or not bool(((entries > 0) & (entries <= self.widest)).all()):
             raise UserError("rows with another number of tokens than there are")
         rows = torch.arange(len(entries)).repeat_interleave(entries)
+        # They were written in order.
+        if bool(((ids[1:] <= ids[:-1]) & (rows[1:] == rows[:-1])).any()):
+            raise UserError("a position that names a token twice")
         columns = torch.arange(len(ids)) - (entries.cumsum(0) - entries)[rows]
         log_probs = torch.full((len(entries), self.widest), -math.inf)
         log_probs[rows, columns] = (times / self.rounds).log()
@@ -222,6 +244,11 @@ class HiddenFormat(Format):
             raise UserError("NaN among its hidden states")
         return {"hidden": signal.hidden.cpu()}
 
+    def check(self, arrays: Mapping[str, Tensor]) -> None:
+        for rows in arrays["hidden"].split(_ROWS_CHECKED_AT_ONCE):
+            if not bool(rows.isfinite().all()):
+                raise UserError("hidden states that are no finite numbers")
+
     def decode(self, arrays: Mapping[str, Tensor]) -> Hidden:
         assert self.head is not None
         return Hidden(arrays["hidden"], self.head)
@@ -241,22 +268,31 @@ def logits_of(signal: Hidden | Logits) -> Iterator[Tensor]:
         yield logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
-def top_k_of(signal: Hidden | Logits | TopK, k: int, temperature: float) -> TopK:
+def top_k_of(signal: Hidden | Logits | TopK, k: int, temperature: float, vocab_size: int | None = None) -> TopK:
     """The k most probable tokens of each row at a temperature, and the mass of all others.
 
-    Of a TopK signal, which must be at that temperature already, the k best of it.
+    Ids from vocab_size on, which a padded embedding has, count to the others. Of a TopK signal, which must be at that
+    temperature already, the k best of it; raises UserError where it names fewer.
     """
     if isinstance(signal, TopK):
-        values, order = signal.log_probs.topk(k)
+        log_probs = signal.log_probs
+        if vocab_size is not None:
+            log_probs = log_probs.masked_fill(signal.ids >= vocab_size, -math.inf)
+        values, order = log_probs.topk(k)
+        ids = signal.ids.gather(-1, order)
+        if vocab_size is not None and bool((ids >= vocab_size).any()):
+            raise UserError(f"fewer than k={k} tokens of the {vocab_size} that its tokenizer has: give a smaller k")
         dropped = signal.log_probs.scatter(-1, order, -math.inf).logsumexp(-1)
-        return TopK(signal.ids.gather(-1, order), values, torch.logaddexp(signal.tail_log_mass, dropped))
-    parts = [_top_k_rows(logits / temperature if temperature != 1 else logits, k) for logits in logits_of(signal)]
-    ids, log_probs, tails = zip(*parts, strict=True)
-    return TopK(torch.cat(ids), torch.cat(log_probs), torch.cat(tails))
+        return TopK(ids, values, torch.logaddexp(signal.tail_log_mass, dropped))
+    parts = [
+        _top_k_rows(logits / temperature if temperature != 1 else logits, k, vocab_size) for logits in logits_of(signal)
+    ]
+    ids, log_probs, tails = (torch.cat(part) for part in zip(*parts, strict=True))
+    return TopK(ids, log_probs, tails)
 
 
-def _top_k_rows(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    values, ids = logits.topk(k)
+def _top_k_rows(logits: Tensor, k: int, vocab_size: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    values, ids = logits[:, :vocab_size].topk(k)
     known = values.logsumexp(-1)
     # Not 1 − Σ p, which loses everything where the known tokens hold nearly all the mass. What is below e^−87 of that is 0.
     shares = (logits - known[:, None]).exp_().scatter_(-1, ids, 0.0)
@@ -278,9 +314,5 @@ def _store_ids(ids: Tensor, vocabulary: int, packed: bool) -> dict[str, Tensor]:
 
 
 def _load_ids(arrays: Mapping[str, Tensor], vocabulary: int, packed: bool) -> Tensor:
-    ids = unpack_ids(arrays["ids_low"], arrays.get("ids_high"), vocabulary) if packed else arrays["ids"].view(torch.int32)
-    if ids.numel():
-        least, most = ids.aminmax()
-        if not 0 <= int(least) <= int(most) < vocabulary:
-            raise UserError(f"ids of tokens outside of 0 to {vocabulary - 1}")
-    return ids.long()
+    """Ids int32, as many as there are."""
+    return unpack_ids(arrays["ids_low"], arrays.get("ids_high"), vocabulary) if packed else arrays["ids"].view(torch.int32)

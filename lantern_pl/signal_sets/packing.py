@@ -14,8 +14,6 @@ import math
 import torch
 from torch import Tensor
 
-from lantern_pl.errors import UserError
-
 _RANGE = 20.0
 """Nats; what is less probable than e^−20 changes no divergence that anyone could measure."""
 _LAST = 254
@@ -48,14 +46,14 @@ def pack_ids(ids: Tensor, vocabulary: int) -> dict[str, Tensor]:
 
 
 def unpack_ids(low: Tensor, high: Tensor | None, vocabulary: int) -> Tensor:
-    """Ids [N, k] int64 from what `pack_ids` made."""
-    ids = low.view(torch.int16).long() & 0xFFFF
+    """Ids [N, k] int32 from what `pack_ids` made."""
+    ids = low.to(torch.int32)
     if high is None:
         return ids
     bits = high_bits(vocabulary)
     shifts = torch.arange(8 // bits, dtype=torch.uint8) * bits
     planes = (high[..., None] >> shifts) & ((1 << bits) - 1)
-    return ids | (planes.flatten(1)[:, : ids.shape[1]].long() << _LOW_BITS)
+    return ids | (planes.flatten(1)[:, : ids.shape[1]].int() << _LOW_BITS)
 
 
 def encode_log_probs(log_probs: Tensor) -> Tensor:
@@ -65,15 +63,12 @@ def encode_log_probs(log_probs: Tensor) -> Tensor:
 
 
 def decode_log_probs(codes: Tensor, tail_log_mass: Tensor) -> Tensor:
-    """Log-probabilities f32 [N, k] whose mass is 1 − exp(tail_log_mass). Raises UserError where there can't be such."""
+    """Log-probabilities f32 [N, k] whose mass is 1 − exp(tail_log_mass); NaN where a row has no token."""
     log_probs = codes.float().square_().mul_(-_RANGE / _LAST**2)
     if codes.numel() and int(codes.max()) == _EXCLUDED:
         log_probs.masked_fill_(codes == _EXCLUDED, -math.inf)
-    # No entry is below e^-20, so that nothing underflows.
-    shift = torch.log(-torch.expm1(tail_log_mass)) - log_probs.exp().sum(-1).log()
-    if not bool(shift.isfinite().all()):
-        raise UserError("positions without any token")
-    return log_probs.add_(shift[:, None])
+    mass = torch.log(-torch.expm1(tail_log_mass))
+    return log_probs.log_softmax(-1).add_(mass[:, None])
 
 
 def _high_bytes(k: int, bits: int) -> int:

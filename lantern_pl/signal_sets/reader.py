@@ -81,6 +81,7 @@ class SignalSet:
         self._rows, self._entries = self._ranges(ROW_ENDS), self._ranges(ENTRY_ENDS)
         names = self.form.arrays() if self.form else ()
         self._bytes = [{name: _for_copying(arrays[name]) for name in names} for arrays in self._shards]
+        self._checked: set[int] = set()
 
     def _head(self) -> OutputHead | None:
         tokens, head = self.manifest.tokens, self.manifest.head
@@ -124,26 +125,42 @@ class SignalSet:
         return LevelProbs(self._level_probs[torch.as_tensor(np.asarray(pairs))])
 
     def tokens(self, examples: Sequence[int] | np.ndarray) -> Hidden | TopK:
-        """The token signals of examples by their numbers, row after row. Raises UserError for values that can't be."""
+        """The token signals of examples by their numbers, row after row. Raises UserError for numbers that aren't there, and
+        for values that can't be."""
         assert self.form is not None
+        arrays = self.arrays_of(examples)
         try:
-            return self.form.decode(self.arrays_of(examples))
+            for shard in set(self._shards_of(examples)) - self._checked:
+                self.form.check(self._shards[shard])
+                self._checked.add(shard)
+            return self.form.decode(arrays)
         except UserError as error:
             raise UserError(f"The signal set {str(self.folder)!r} holds {error}: it was damaged. Make it anew.") from error
 
     def arrays_of(self, examples: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         """The same as it is stored."""
         assert self.form is not None
-        numbers = np.asarray(examples)
-        shards = (np.searchsorted(self._first, numbers, side="right") - 1).tolist()
+        numbers, shards = np.asarray(examples, dtype=np.int64), self._shards_of(examples)
         rows, entries = self._rows[numbers].tolist(), self._entries[numbers].tolist() if len(self._entries) else []
         found = {}
         for name, array in self.form.arrays().items():
             # Slices and one copy: an index for each row would take longer than the copy.
             ranges = entries if array.per_entry else rows
             parts = [self._bytes[shard][name][start:end] for shard, (start, end) in zip(shards, ranges, strict=True)]
-            found[name] = torch.from_numpy(np.concatenate(parts)).view(array.dtype)
+            if parts:
+                found[name] = torch.from_numpy(np.concatenate(parts)).view(array.dtype)
+            else:
+                found[name] = torch.empty(0, *array.shape, dtype=array.dtype)
         return found
+
+    def _shards_of(self, examples: Sequence[int] | np.ndarray) -> list[int]:
+        """The shard of each example. Raises UserError for a number that isn't there."""
+        numbers, count = np.asarray(examples, dtype=np.int64), self.manifest.examples
+        outside = numbers[(numbers < 0) | (numbers >= count)]
+        if len(outside):
+            raise UserError(f"The signal set {str(self.folder)!r} has {count} examples, and no number {outside[0]}.")
+        shards: list[int] = (np.searchsorted(self._first, numbers, side="right") - 1).tolist()
+        return shards
 
     def rows_of(self, example: int) -> int:
         """How many supervised positions an example has."""

@@ -1,6 +1,6 @@
 """How far divergences on stored signals are from those on the whole distributions, measured on a sample."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lantern_kernels
@@ -8,10 +8,12 @@ import torch
 from lantern_kernels import Logits, Term
 from rich.console import Console
 from rich.table import Table
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lantern_pl.causal_lm import hidden_at_positions, load_causal_lm, output_head
 from lantern_pl.data.featurize import DecoderFeaturizer, Example
 from lantern_pl.errors import UserError
+from lantern_pl.model_files import load_config
 from lantern_pl.plugin_checks import checked_signal
 from lantern_pl.signal_sets.formats import TopKFormat, logits_of, top_k_of
 from lantern_pl.signals import Hidden, TokenBatch, TopK
@@ -35,15 +37,15 @@ def measure(
 ) -> dict[str, Any]:
     """The tail's mass, and each divergence on whole distributions, on the top k, and on the top k as stored.
 
-    Raises UserError where `compare_with` has another tokenizer.
+    compare_with: a model that was checked, see `check_compared`, or None.
     """
-    student = _student(compare_with, teacher)
+    student = None if compare_with is None else _student(compare_with)
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in DIVERGENCES}
     tails: list[torch.Tensor] = []
     for start in range(0, len(examples), _BATCH):
         batch = featurizer.collate(examples[start : start + _BATCH])
         signal = checked_signal(teacher, batch.to(device).tokens, len(batch.targets), look_at_values=False)
-        exact = _on_cpu(top_k_of(signal, form.k, form.temperature))
+        exact = _on_cpu(top_k_of(signal, form.k, form.temperature, form.vocab_size))
         tails.append(exact.tail_log_mass.float().exp())
         if not isinstance(signal, Hidden | LogitsSignal):
             continue  # of which nobody knows more
@@ -71,15 +73,19 @@ def _on_cpu(signal: TopK) -> TopK:
     return TopK(signal.ids.cpu(), signal.log_probs.cpu(), signal.tail_log_mass.cpu())
 
 
-def _student(model: str | None, teacher: Teacher) -> Any:
-    if model is None:
-        return None
+def check_compared(model: str, teacher: Teacher) -> None:
+    """Raise UserError where there's no such causal LM, or where it has another tokenizer; no weights are loaded."""
+    if type(load_config(model)) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"compare_with is {model!r}, which is no causal LM: give a decoder's model, or null.")
     own = fingerprint(load_tokenizer(model))
     if own != teacher.tokenizer_fingerprint:
         raise UserError(
             f"compare_with is {model!r}, whose tokenizer has the fingerprint {own}, the teacher's has "
             f"{teacher.tokenizer_fingerprint}: give a model of the teacher's family, or null."
         )
+
+
+def _student(model: str) -> Callable[[TokenBatch], torch.Tensor]:
     lm = load_causal_lm(model, torch.float32)
     head = output_head(lm)
 

@@ -28,7 +28,14 @@ from lantern_pl.schedules import Scheduled
 from lantern_pl.sharding import whole
 from lantern_pl.signals import Hidden, Logits, TopK
 from lantern_pl.students.alignment import Aligner
-from lantern_pl.students.decoder_teacher import check_on_policy, check_partial_signals, has_other_tokenizer
+from lantern_pl.students.decoder_teacher import (
+    TO_SAMPLES,
+    check_on_policy,
+    check_partial_signals,
+    check_vocabulary,
+    has_other_tokenizer,
+    to_samples,
+)
 from lantern_pl.students.hidden_states import NAME, HiddenStates, HiddenStateTerm
 from lantern_pl.students.lora import Lora, add_lora, write_merged
 from lantern_pl.students.on_policy import FRACTION, OnPolicy, Sampler
@@ -109,6 +116,8 @@ class DecoderStudent(Student):
         for divergence in self.divergences:
             check_divergence(divergence)
         self.lm: Any = self._load().train()
+        if teacher is not None and not self._other_tokenizer:
+            check_vocabulary(teacher, model, len(output_head(self.lm).weight))
         if isinstance(teacher, SharedBaseTeacher):
             teacher.attach(self.lm, model)
         # Adapters alone go into checkpoints; the frozen weights come from `model` again.
@@ -226,7 +235,9 @@ class DecoderStudent(Student):
         if self.teacher is None or not terms:
             return self._loss(student, None, [], **supervised)
         if not self._other_tokenizer:
-            return self._loss(student, self._signal(batch).for_loss(), terms, **supervised)
+            signal = self._signal(batch)
+            output = self._loss(student, signal.for_loss(), terms, **supervised)
+            return to_samples(output, terms, signal) if self.teacher.sampled else output
         translated, rows, teacher_rows = self._aligner.align(batch)
         signal = self._signal(translated)
         aligned = self._loss(
@@ -267,11 +278,15 @@ class DecoderStudent(Student):
 
     def _start_metrics(self) -> None:
         reported = {term.label: term for term in self.terms}
-        # KL is the yardstick of every run, also where the mixture doesn't hold it or there is no mixture.
+        # KL is the yardstick of every run, also where the mixture doesn't hold it or there is no mixture; of samples it's
+        # their cross entropy.
         scored = self.teacher is not None and "score_tokens" in self.teacher.capabilities and not self._other_tokenizer
         yardstick = {"kl": Term("kl", weight=0.0)} if scored else {}
         self.reported_terms = list({**yardstick, **reported}.values())
-        names = [*(term.label for term in self.reported_terms), "cross_entropy", "token_accuracy"]
+        divergences = [term.label for term in self.reported_terms]
+        if divergences and self.teacher is not None and self.teacher.sampled:
+            divergences = [TO_SAMPLES]
+        names = [*divergences, "cross_entropy", "token_accuracy"]
         names += [] if self.hidden_states is None else [NAME]
         self.means = Means(names)
         self.valid_format = MeanMetric()

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
+from lantern_kernels import MixtureOutput, Term
 from lantern_kernels.divergences import KL
 
 from lantern_pl.divergences.contract import Divergence, PointwiseDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.schedules import Scheduled, extremes
+from lantern_pl.signals import Hidden, Logits, TopK
 from lantern_pl.teachers.contract import Teacher
+
+TO_SAMPLES = "cross_entropy_to_samples"
 
 
 def has_other_tokenizer(
@@ -78,3 +82,29 @@ def check_partial_signals(teacher: Teacher, divergences: Sequence[Divergence], t
         f"The teacher {type(teacher).__name__} names only the {teacher.top_k} most probable tokens, and {what}: give "
         f"model.temperature {teacher.temperature:g} and pointwise divergences, or a teacher with the whole vocabulary."
     )
+
+
+def to_samples(output: MixtureOutput, terms: Sequence[Term], samples: Hidden | Logits | TopK) -> MixtureOutput:
+    """The output with the cross entropy to the samples, as `TO_SAMPLES`, in place of its terms, which are forward KLs.
+
+    The KL to the frequencies of a few draws is no estimate of that to the distribution: it's about a nat or two where
+    student and teacher are equal. With the frequencies' own entropy it's their cross entropy, an unbiased estimate of
+    H(teacher) + KL. The loss keeps its value: the difference has no gradient.
+    """
+    assert isinstance(samples, TopK)
+    divergences = {term.label for term in terms}
+    kl = next(values for name, values in output.terms.items() if name in divergences)
+    # −inf for a token that pads the row: 0 · −inf is 0 here.
+    entropy = -(samples.log_probs.exp() * samples.log_probs.clamp_min(-1e30)).sum(-1)
+    others = {name: values for name, values in output.terms.items() if name not in divergences}
+    return MixtureOutput(output.loss, {TO_SAMPLES: kl + entropy, **others})
+
+
+def check_vocabulary(teacher: Teacher, student: str, columns: int) -> None:
+    """Raise UserError where the teacher may name tokens for which the student has no logits."""
+    if teacher.top_k is not None and (teacher.vocab_size or 0) > columns:
+        raise UserError(
+            f"The teacher {type(teacher).__name__} names tokens of a vocabulary of {teacher.vocab_size}, the student "
+            f"{student!r} has logits for {columns}: record the signals anew (`lantern cache` keeps those of the tokenizer's "
+            "own vocabulary alone), or choose a student with as many."
+        )

@@ -43,7 +43,7 @@ class OnPolicy:
     fraction: Scheduled = 0.5
     """Share of the batches, 0 to 1, or a schedule of it."""
     max_new_tokens: int = 64
-    """Length limit of the sampled answers."""
+    """Length limit of the sampled answers; what data.max_length leaves beside the prompt is another."""
     temperature: float = 1.0
     """Of the sampling; 0 takes the most probable token each time."""
     seed: int = 0
@@ -84,16 +84,21 @@ class Sampler:
         # The first supervised position is the prompt's last token.
         ends = (tokens.positions.int().argmax(-1) + 1).tolist()
         prompts = [ids[:end] for ids, end in zip(tokens.input_ids.tolist(), ends, strict=True)]
+        # No row gets longer than the data's max_length: memory was planned for that.
+        limits = [min(self.settings.max_new_tokens, self._featurizer.max_length - len(prompt)) for prompt in prompts]
         seed = Random(f"{self.settings.seed}/{'/'.join(map(str, place))}/answers").getrandbits(31)
-        answers = self._served(prompts, seed) if self.settings.server else self._sampled(prompts, lm, seed)
+        if self.settings.server:
+            answers = self._served(prompts, limits, seed)
+        else:
+            answers = self._sampled(prompts, max(limits), lm, seed)
         examples = [
-            Example(pair, [*prompt, *answer], len(prompt))
-            for pair, prompt, answer in zip(batch.pairs, prompts, answers, strict=True)
+            Example(pair, [*prompt, *answer[:limit]], len(prompt))
+            for pair, prompt, answer, limit in zip(batch.pairs, prompts, answers, limits, strict=True)
         ]
         written = self._featurizer.collate(examples).to(batch.targets.device)
         return replace(written, generated=True)
 
-    def _sampled(self, prompts: Sequence[list[int]], lm: Any, seed: int) -> list[list[int]]:
+    def _sampled(self, prompts: Sequence[list[int]], limit: int, lm: Any, seed: int) -> list[list[int]]:
         tokenizer = self._featurizer.tokenizer
         was_training = lm.training
         device = next(lm.parameters()).device
@@ -105,7 +110,7 @@ class Sampler:
                 return complete(
                     lm,
                     prompts,
-                    self.settings.max_new_tokens,
+                    limit,
                     stop_tokens(lm, tokenizer),
                     tokenizer.pad_token_id,
                     self.settings.temperature,
@@ -113,11 +118,11 @@ class Sampler:
         finally:
             lm.train(was_training)
 
-    def _served(self, prompts: Sequence[list[int]], seed: int) -> list[list[int]]:
+    def _served(self, prompts: Sequence[list[int]], limits: Sequence[int], seed: int) -> list[list[int]]:
         with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
-            return list(pool.map(self._ask, prompts, range(seed, seed + len(prompts))))
+            return list(pool.map(self._ask, prompts, limits, range(seed, seed + len(prompts))))
 
-    def _ask(self, prompt: list[int], seed: int) -> list[int]:
+    def _ask(self, prompt: list[int], limit: int, seed: int) -> list[int]:
         """Ids of one served answer, at least one."""
         import httpx
 
@@ -126,7 +131,7 @@ class Sampler:
         body = {
             "model": server.model,
             "prompt": prompt,
-            "max_tokens": self.settings.max_new_tokens,
+            "max_tokens": limit,
             "temperature": self.settings.temperature,
             "seed": seed,
         }
@@ -139,7 +144,7 @@ class Sampler:
             text, ended = str(choice["text"]), choice.get("finish_reason") == "stop"
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
             raise _no_answer(server, type(error).__name__) from error
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)[: self.settings.max_new_tokens]
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)[:limit]
         return [*ids, tokenizer.eos_token_id] if ended or not ids else ids
 
 

@@ -38,7 +38,7 @@ from lantern_pl.text import template_hash
 # Names of figures that are logged beside the terms.
 _TAKEN = {
     *("loss", "tokens_per_s", "learning_rate", "skipped_steps"),
-    *("token_accuracy", "rouge_l", "valid_format", "hidden_states"),
+    *("token_accuracy", "rouge_l", "valid_format", "hidden_states", "cross_entropy_to_samples"),
     *("accuracy", "macro_f1", "quadratic_kappa", "ece"),
     *("temperature", "on_policy_fraction"),
 }

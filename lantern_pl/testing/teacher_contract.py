@@ -225,6 +225,8 @@ class TeacherContract:
 
     def test_a_position_sees_its_own_token_and_none_after_it(self) -> None:
         teacher, batch = self._able("score_tokens"), self.batch()
+        if teacher.recorded:
+            pytest.skip("it knows recorded examples alone, and not the changed ones that would show it")
         first = [(row, int(batch.positions[row].nonzero()[0, 0])) for row in range(len(batch.input_ids))]
         index = torch.cat([torch.zeros(1, dtype=torch.long), batch.positions.sum(-1).cumsum(0)[:-1]])
         before, again = (self._score(teacher, batch)[index] for _ in range(2))
@@ -402,7 +404,7 @@ def _changed(batch: TokenBatch, places: Sequence[tuple[int, int]]) -> TokenBatch
 def _log_probs(signal: Hidden | Logits | TopK, vocabulary: int) -> Tensor:
     if isinstance(signal, TopK):
         full = torch.full((len(signal.ids), vocabulary), -torch.inf, device=signal.ids.device)
-        return full.scatter(-1, signal.ids, signal.log_probs.float())
+        return full.scatter(-1, signal.ids.long(), signal.log_probs.float())
     if isinstance(signal, Logits):
         return signal.logits.float().log_softmax(-1)
     head = signal.head

@@ -22,34 +22,33 @@ TOO_MUCH = 1 + 1e-2
 def top_k_signal(rows: Sequence[Entries], k: int, vocab_size: int) -> TopK:
     """The k most probable tokens of each row, in CPU tensors.
 
-    A token counts once; ids that the vocabulary doesn't have count to the tail. Where then fewer than k are named, the row
-    is filled with others, which share the tail's mass evenly: nothing says that they can't be.
-    Raises UserError for a row without entries, and for one whose numbers aren't log-probabilities.
+    A token counts once; ids that the vocabulary doesn't have count to the tail.
+    Raises UserError for a row that then names fewer than k, and for one whose numbers aren't log-probabilities. Nothing can
+    stand in for what isn't named: a guess of its probability would be no lower bound any more.
     """
-    ids = torch.empty(len(rows), k, dtype=torch.long)
-    log_probs = torch.full((len(rows), k), -torch.inf, dtype=torch.float64)
-    named = torch.empty(len(rows), dtype=torch.long)
-    for row, entries in enumerate(rows):
-        best = _best(entries, k, vocab_size)
-        named[row] = len(best)
-        log_probs[row, : len(best)] = torch.tensor(list(best.values()), dtype=torch.float64)
-        others = (token for token in range(vocab_size) if token not in best)
-        ids[row] = torch.tensor([*best, *(next(others) for _ in range(k - len(best)))])
-    rest = vocab_size - named
+    best = [_best(entries, k, vocab_size) for entries in rows]
+    for entries, named in zip(rows, best, strict=True):
+        if len(named) < k:
+            beyond = sum(not 0 <= token < vocab_size for token, _ in entries)
+            raise UserError(
+                f"The server names {len(named)} tokens of the vocabulary at a position where top_k={k} were asked, and "
+                f"{beyond} beyond its {vocab_size}: set top_k to {max(len(named), 1)} or less."
+            )
+    ids = torch.tensor([list(named) for named in best], dtype=torch.long).reshape(len(rows), k)
+    log_probs = torch.tensor([list(named.values()) for named in best], dtype=torch.float64).reshape(len(rows), k)
     mass = log_probs.exp().sum(-1)
-    wrong = (~(mass <= TOO_MUCH) | (named == 0)).nonzero()
+    wrong = (~(mass <= TOO_MUCH)).nonzero()  # NaN is wrong too
     if len(wrong):
         raise UserError(
-            f"The server's log-probabilities make up a mass of {float(mass[wrong[0, 0]]):.4g} at a position; expected above "
-            "0 and at most 1. It must give those of the model itself: start vLLM with --logprobs-mode raw_logprobs."
+            f"The server's log-probabilities make up a mass of {float(mass[wrong[0, 0]]):.4g} at a position; expected at "
+            "most 1. It must give those of the model itself: start vLLM with --logprobs-mode raw_logprobs."
         )
-    most = torch.where(rest > 0, 1 - RESOLUTION, 1.0)
+    if k == vocab_size:
+        # What a server gives to rows of a padded embedding is no token's.
+        return TopK(ids, (log_probs - mass.log()[:, None]).float(), torch.full(mass.shape, -torch.inf))
+    most = 1 - RESOLUTION
     log_probs -= (mass / most).clamp(min=1).log()[:, None]
-    tail = torch.where(rest > 0, torch.log1p(-torch.minimum(mass, most)), -torch.inf)
-    missing = k - named
-    filled = torch.arange(k) >= named[:, None]
-    log_probs = torch.where(filled, (tail - rest.clamp(min=1).log())[:, None], log_probs)
-    tail = tail + torch.log1p(-missing / rest.clamp(min=1))
+    tail = torch.log1p(-mass.clamp(max=most))
     return TopK(ids, log_probs.float(), tail.float())
 
 

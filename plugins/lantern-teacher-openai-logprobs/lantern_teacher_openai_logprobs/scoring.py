@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 FORCING_BIAS = 1e4
 """Added to a logit: outweighs all others, whatever the model."""
 
+SPARE = 8
+"""Tokens asked for beyond top_k where the server allows it: some may be rows of a padded embedding, which are no tokens."""
+
 Q = TypeVar("Q")
 R = TypeVar("R")
 
@@ -192,9 +195,13 @@ def find_way(
     """
     tried = []
     question = Question(probe, list(range(len(probe))))
-    prompt = PromptLogprobs(server, model, top_k, concurrency)
+    prompt = PromptLogprobs(server, model, top_k + SPARE, concurrency)
     try:
-        named = min(len(entries) for entries in prompt.score_one(question))
+        try:
+            answered = prompt.score_one(question)
+        except Refused:  # perhaps because of the spare ones
+            prompt = PromptLogprobs(server, model, top_k, concurrency)
+            answered = prompt.score_one(question)
     except (Refused, UnknownForm) as reason:
         if isinstance(reason, Refused) and _knows_fewer(server, model, question):
             raise UserError(
@@ -203,9 +210,9 @@ def find_way(
             ) from reason
         tried.append(f"POST /v1/completions with token ids and prompt_logprobs (vLLM): {reason}")
     else:
-        _check_count(server, named, top_k)
+        _check_count(server, min(map(len, answered)), top_k)
         return prompt
-    position = PerPosition(server, model, top_k, min(concurrency, _slots(server)), filler)
+    position = PerPosition(server, model, top_k + SPARE, min(concurrency, _slots(server)), filler)
     try:
         start = time.perf_counter()
         position.ask(probe[:-1], slot=0, cached=False)

@@ -49,6 +49,17 @@ def test_fewer_log_probs_than_asked_are_refused(serve: Make, vllm: Any, teacher:
         teacher(serve(vllm).url).to(CPU)
 
 
+def test_fewer_log_probs_than_asked_are_refused_in_a_batch_too(
+    serve: Make, vllm: Any, teacher: Make, batch: TokenBatch
+) -> None:
+    server = serve(dict(vllm))
+    able = teacher(server.url).to(CPU)
+    answer = vllm["POST /v1/completions"]
+    server.answers["POST /v1/completions"] = lambda body: answer({**body, "prompt_logprobs": 2})
+    with pytest.raises(UserError, match="names 3 tokens of the vocabulary at a position where top_k=5 were asked"):
+        able.score_tokens(batch)
+
+
 def test_another_tokenizer_is_refused(serve: Make, vllm: Any, teacher: Make) -> None:
     vllm["POST /tokenize"] = lambda body: (200, {"tokens": [7, 8, 9]})
     with pytest.raises(UserError, match=r"The model 'm' at .* has another tokenizer than the student") as error:

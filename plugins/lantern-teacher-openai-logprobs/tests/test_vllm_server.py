@@ -65,6 +65,23 @@ def test_more_than_max_logprobs_is_refused_with_the_limit(serve: Make, vllm: Any
     assert "Set top_k to 6 or less, or start vLLM with --max-logprobs 20." in str(error.value)
 
 
+def test_rows_of_a_padded_embedding_take_no_tokens_place(
+    serve: Make, vllm: Any, teacher: Make, batch: TokenBatch, model: Make
+) -> None:
+    """The server names three of them before anything else; it's asked for more than top_k, so enough tokens are left."""
+
+    def padded(body: dict[str, Any]) -> tuple[int, Any]:
+        status, said = vllm["POST /v1/completions"]({**body, "prompt_logprobs": min(body["prompt_logprobs"] - 3, 6)})
+        for place in said["choices"][0]["prompt_logprobs"][1:]:
+            place |= {str(49_152 + extra): {"logprob": -5.0} for extra in range(3)}
+        return status, said
+
+    able = teacher(serve({**vllm, "POST /v1/completions": padded}).url)
+    row, position = batch.positions.nonzero().tolist()[0]
+    expected = model(batch.input_ids[row, : position + 1].tolist())[:5]
+    assert able.score_tokens(batch).ids[0].tolist() == [token for token, _ in expected]
+
+
 def test_a_server_that_adds_a_token_is_refused(serve: Make, vllm: Any, teacher: Make) -> None:
     """The same log-probabilities, one place later."""
     answer = vllm["POST /v1/completions"]

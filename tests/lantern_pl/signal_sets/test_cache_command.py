@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -137,6 +138,47 @@ def test_a_full_disk_ends_it_and_nothing_half_written_counts(
     assert lantern("cache", "--config", cache_config, "--signals", tmp_path / "s").code == 0
 
 
+def test_a_write_that_is_cut_short_leaves_nothing_behind(lantern: Lantern, cache_config: Path, tmp_path: Path) -> None:
+    """A real one: the system takes the first bytes of a shard, and refuses the others."""
+    command = ("cache", "--config", cache_config, "--signals", tmp_path / "s", "--limit", 12, "--sample", 0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+    try:
+        ran = lantern(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ran.code == 2
+    assert "shard-00000.safetensors: File too large" in ran.err
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["unfinished.json"]
+    assert lantern(*command).code == 0
+    assert SignalSet(tmp_path / "s").manifest.examples == 12
+
+
+def test_a_disk_that_is_full_at_the_manifest_leaves_an_unfinished_set(
+    lantern: Lantern, cache_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("cache", "--config", cache_config, "--signals", tmp_path / "s", "--limit", 12, "--sample", 0)
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if ".manifest.json." in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        ran = lantern(*command)
+    assert ran.code == 2
+    assert "manifest.json: No space left on device" in ran.err
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["shard-00000.safetensors", "unfinished.json"]
+    with pytest.raises(UserError, match="isn't finished"):
+        SignalSet(tmp_path / "s")
+    written = (tmp_path / "s" / "shard-00000.safetensors").stat().st_mtime_ns
+    assert lantern(*command).code == 0
+    assert (tmp_path / "s" / "shard-00000.safetensors").stat().st_mtime_ns == written
+    assert SignalSet(tmp_path / "s").manifest.examples == 12
+
+
 def _decoder(tmp_path: Path, cache_config: Path, signals: Path) -> Path:
     made = yaml.safe_load(cache_config.read_text())
     teacher = {"class_path": "lantern_pl.teachers.cached", "init_args": {"signals": str(signals)}}
@@ -191,6 +233,17 @@ def test_what_cant_be_is_said(
     for words in said:
         assert words in ran.err
     assert not (tmp_path / "s" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("model", ["embedded:minilm-l6", "no/such-model"])
+def test_a_model_to_compare_with_is_looked_at_before_the_work(
+    lantern: Lantern, cache_config: Path, tmp_path: Path, model: str
+) -> None:
+    ran = lantern("cache", "--config", cache_config, "--signals", tmp_path / "s", "--compare_with", model)
+    assert ran.code == 2
+    assert model in ran.err
+    assert "pairs to ask about" not in ran.out
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_folder_with_other_signals_or_other_things_is_left_alone(

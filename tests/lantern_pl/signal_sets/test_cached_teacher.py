@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,25 @@ import yaml
 from harm import manifest_of
 from rich.console import Console
 from support import Ran
+from transformers import AutoModelForCausalLM
 
 from lantern_pl.data.featurize import DecoderBatch
 from lantern_pl.data.pair import Pair
 from lantern_pl.data.records import read_pairs
+from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.divergences.first_party import JS, KL, TVD, ReverseKL
 from lantern_pl.errors import UserError
+from lantern_pl.evaluation.token_divergence import entropies
 from lantern_pl.signal_sets import command
 from lantern_pl.signal_sets.config import CacheConfig
-from lantern_pl.signal_sets.formats import top_k_of
+from lantern_pl.signal_sets.formats import TopKFormat, top_k_of
 from lantern_pl.signals import Hidden, TokenBatch, TopK
 from lantern_pl.students import DecoderStudent
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.from_disk import CachedTeacher
 from lantern_pl.teachers.local_model import HFTeacher
+from lantern_pl.text import load_tokenizer
 
 Lantern = Callable[..., Ran]
 
@@ -50,6 +55,32 @@ def _loss_and_gradient(student: DecoderStudent, batch: DecoderBatch) -> tuple[fl
     output, _ = student.summed_loss(batch)
     output.loss.backward()
     return float(output.loss), [p.grad for p in student.parameters() if p.grad is not None]
+
+
+class RoundedTopK(OnlineTopK):
+    """The same, rounded to a byte each, as a set of `log_probs: u8` has it."""
+
+    lantern_api = 1
+
+    def score_tokens(self, batch: TokenBatch) -> TopK:  # type: ignore[override]
+        form = TopKFormat(8, self.vocab_size or 0, "u8", False, self.temperature)
+        return form.decode(form.encode(super().score_tokens(batch), seed=0))
+
+
+@pytest.mark.parametrize("divergence", [KL(), ReverseKL(), JS(0.3), TVD()], ids=lambda d: d.name)
+def test_a_byte_for_each_log_probability_moves_the_loss_by_less_than_a_thousandth(
+    small_lm: str, pairs_file: Path, divergence: object
+) -> None:
+    """On a model with real weights: what rounding does depends on how sure it is."""
+    pairs, losses = read_pairs(pairs_file, Task())[10:14], []
+    for teacher in (OnlineTopK(small_lm), RoundedTopK(small_lm)):
+        mixture = [WeightedDivergence(divergence)]  # type: ignore[arg-type]
+        layers = DepthPruning(keep=2)
+        student = DecoderStudent(small_lm, layers, teacher=teacher, mixture=mixture, cross_entropy=0.0)
+        with torch.no_grad():
+            losses.append(float(student.summed_loss(_batch(student, pairs))[0].loss))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1] != losses[0]
 
 
 @pytest.mark.parametrize("divergence", [KL(), ReverseKL(), JS(0.3), TVD()], ids=lambda d: d.name)
@@ -88,6 +119,54 @@ def test_hidden_states_on_disk_are_the_teacher(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     signal = CachedTeacher(str(tmp_path / "h")).score_tokens(_batch(student, pairs).tokens)
     assert isinstance(signal, Hidden)
+
+
+def test_a_teacher_whose_embedding_is_padded_further_than_the_students(
+    lantern: Lantern, cache_config: Path, tiny_lm: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    """Online it computes, so it does from disk; here the rows beyond the tokenizer's vocabulary are the likeliest ones."""
+    padded = tmp_path / "padded"
+    lm, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_lm), load_tokenizer(str(tiny_lm))
+    lm.resize_token_embeddings(len(tokenizer) + 64, mean_resizing=False)
+    with torch.no_grad():
+        lm.get_output_embeddings().weight[len(tokenizer) :] *= 20
+    lm.save_pretrained(padded)
+    tokenizer.save_pretrained(padded)
+    online = HFTeacher(str(padded))
+    assert online.vocab_size == len(tokenizer) + 64
+    made = lantern(
+        *("cache", "--config", cache_config, "--signals", tmp_path / "p", "--log_probs", "f32", "--limit", 6),
+        f"--teacher.model={padded}",
+    )
+    assert made.code == 0, made.err
+    values = []
+    for teacher in (CachedTeacher(str(tmp_path / "p")), online):
+        student = DecoderStudent(str(tiny_lm), teacher=teacher, mixture=[WeightedDivergence(JS())], cross_entropy=0.0)
+        batch = _batch(student, read_pairs(pairs_file, Task())[:4])
+        assert top_k_of(online.score_tokens(batch.tokens), 8, 1.0).ids.max() >= len(tokenizer)
+        values.append(student.summed_loss(batch)[0].terms["js"])
+    assert (values[0] <= values[1] + 1e-6).all()
+
+
+def test_a_set_of_a_larger_vocabulary_than_the_students_is_refused_naming_both(
+    lantern: Lantern, signals: Path, tiny_decoder_config: Path
+) -> None:
+    manifest = manifest_of(signals)
+    manifest["tokens"]["vocab_size"] = 50_000
+    (signals / "manifest.json").write_text(json.dumps(manifest))
+    ran = lantern("fit", "--config", _with_teacher(tiny_decoder_config, signals))
+    assert ran.code == 2
+    assert "a vocabulary of 50000" in ran.err
+    assert "has logits for 49152" in ran.err
+
+
+def test_a_batch_without_supervised_positions_has_no_rows(whole_set: Path, tiny_lm: Path, pairs_file: Path) -> None:
+    teacher = CachedTeacher(str(whole_set))
+    student = DecoderStudent(str(tiny_lm), teacher=teacher, mixture=[WeightedDivergence(KL())])
+    tokens = _batch(student, read_pairs(pairs_file, Task())[:2]).tokens
+    signal = teacher.score_tokens(replace(tokens, positions=torch.zeros_like(tokens.positions)))
+    assert isinstance(signal, TopK)
+    assert (signal.ids.shape, signal.log_probs.shape, signal.tail_log_mass.shape) == ((0, 8), (0, 8), (0,))
 
 
 def _with_teacher(config: Path, signals: Path, **changes: object) -> Path:
@@ -197,8 +276,31 @@ def test_samples_serve_the_forward_kl_alone(
     assert ran.code == 2
     assert "the forward KL alone" in ran.err
     mixture = [{"divergence": {"class_path": "lantern_pl.divergences.kl"}, "weight": 1.0}]
-    ran = lantern("fit", "--config", _with_teacher(tiny_decoder_config, tmp_path / "s", mixture=mixture))
+    more = ("--trainer.log_every_n_steps=1",)
+    ran = lantern("fit", "--config", _with_teacher(tiny_decoder_config, tmp_path / "s", mixture=mixture), *more)
     assert ran.code == 0, ran.err
+    header = (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/cross_entropy_to_samples", "val/cross_entropy_to_samples"} <= set(header)
+    assert not {"train/kl", "val/kl"} & set(header)
+
+
+def test_figures_on_samples_are_cross_entropies_and_not_called_kl(tiny_lm: Path, pairs_file: Path, tmp_path: Path) -> None:
+    """Where student and teacher are the same, it's the teacher's entropy; the KL to the frequencies would be some nats."""
+    config = CacheConfig(
+        HFTeacher(str(tiny_lm)), str(pairs_file), str(tmp_path / "s"), mode="sampled", kinds=["tokens"], limit=6
+    )
+    command._cache(config, Console())
+    teacher = CachedTeacher(str(tmp_path / "s"))
+    student = DecoderStudent(str(tiny_lm), teacher=teacher, mixture=[WeightedDivergence(KL())], cross_entropy=0.0)
+    features = student.featurizer(Task(), 512)
+    batch = features.collate([features.encode(pair) for pair in read_pairs(pairs_file, Task())[:6]])
+    student.update_metrics(batch)
+    figures = student.means.finish()
+    expected = float(entropies(HFTeacher(str(tiny_lm)).score_tokens(batch.tokens)).mean())
+    assert "kl" not in figures
+    assert figures["cross_entropy_to_samples"] == pytest.approx(expected, rel=0.01)
+    trained = student.summed_loss(batch)[0].terms
+    assert set(trained) == {"cross_entropy_to_samples", "cross_entropy"}
 
 
 def test_an_example_that_isnt_there_ends_a_batch_too(whole_set: Path, tiny_lm: Path, pairs_file: Path) -> None:

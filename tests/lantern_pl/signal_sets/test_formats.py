@@ -8,7 +8,7 @@ from lantern_kernels import Term, linear_mixture_loss, mixture_loss
 from torch import Tensor
 
 from lantern_pl.errors import UserError
-from lantern_pl.signal_sets.formats import Format, HiddenFormat, SampledFormat, TopKFormat, top_k_of
+from lantern_pl.signal_sets.formats import Format, HiddenFormat, LogProbs, SampledFormat, TopKFormat, top_k_of
 from lantern_pl.signals import Hidden, Logits, OutputHead, TopK
 
 V = 300
@@ -181,4 +181,44 @@ def test_values_that_cant_be_are_refused() -> None:
         ("tail_log_mass", torch.full((90,), 0.5), "tail"),
     ):
         with pytest.raises(UserError, match=said):
-            form.decode({**arrays, name: wrong})
+            form.check({**arrays, name: wrong})
+
+
+@pytest.mark.parametrize("log_probs", ["u8", "f32"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_token_twice_is_refused(log_probs: LogProbs, packed: bool) -> None:
+    form = TopKFormat(3, V, log_probs, packed, 1.0)
+    arrays = form.encode(Logits(_logits()), seed=0)
+    form.check(arrays)
+    ids = "ids_low" if packed else "ids"
+    twice = arrays[ids].to(torch.int32)
+    twice[70, 2] = twice[70, 0]
+    with pytest.raises(UserError, match="names a token twice"):
+        form.check({**arrays, ids: twice.to(arrays[ids].dtype)})
+
+
+def test_a_token_drawn_twice_over_is_refused() -> None:
+    form = SampledFormat(50, V, False, 1.0, widest=50)
+    arrays = form.encode(Logits(_logits()), seed=0)
+    ids = arrays["ids"].to(torch.int64)
+    ids[1] = ids[0]
+    with pytest.raises(UserError, match="names a token twice"):
+        form.decode({**arrays, "ids": ids.to(torch.uint32)})
+
+
+def test_rows_of_a_padded_embedding_count_to_the_tail() -> None:
+    """The last 20 of V are no tokens, and often the most probable ones here."""
+    logits = _logits()
+    logits[:, V - 20 :] += 4.0
+    wide = top_k_of(Logits(logits), 60, 1.0)
+    for signal in (Logits(logits), wide):
+        found = top_k_of(signal, 6, 1.0, vocab_size=V - 20)
+        assert int(found.ids.max()) < V - 20
+        best, ids = logits.log_softmax(-1)[:, : V - 20].topk(6)
+        assert torch.equal(found.ids, ids)
+        torch.testing.assert_close(found.log_probs, best, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.tail_log_mass.exp(), 1 - best.exp().sum(-1), atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="fewer than k=60 tokens"):
+        top_k_of(wide, 60, 1.0, vocab_size=V - 20)
+    sampled = SampledFormat(50, V - 20, False, 1.0).encode(Logits(logits), seed=0)
+    assert int(sampled["ids"].to(torch.int64).max()) < V - 20

@@ -12,6 +12,7 @@ import torch
 from harm import harmed_bytes, manifest_of, write_manifest
 from safetensors.torch import load_file, save_file
 
+from lantern_pl.cli import main
 from lantern_pl.data.featurize import DecoderFeaturizer, Example
 from lantern_pl.data.records import read_pairs
 from lantern_pl.errors import UserError
@@ -163,6 +164,7 @@ def test_a_manifest_that_doesnt_fit_is_refused(signals: Path, change: object, sa
         ("row_ends", lambda t: t.flip(0), "row_ends doesn't rise"),
         ("row_ends", lambda t: t - 1, "row_ends ends at"),
         ("ids", lambda t: t[:-1], "ids is"),
+        ("ids", lambda t: t[:, :1].expand_as(t).clone(), "names a token twice"),
         ("ids", lambda t: t.view(torch.int32), "ids is torch.int32"),
         ("log_probs", lambda t: t * 0, "mass isn't 1"),
         ("tail_log_mass", lambda t: t.new_full(t.shape, torch.nan), "tail"),
@@ -182,23 +184,42 @@ def test_a_shard_with_another_content_is_refused_though_its_checksum_is_right(
         SignalSet(signals).tokens(range(16, 32))
 
 
-def test_harmed_files_give_typed_errors(signals: Path) -> None:
-    fuzz(signals, 150)
+FORMS = {
+    "f32": ("--k=8", "--log_probs=f32"),
+    "u8": ("--k=8", "--log_probs=u8", "--packed=true"),
+    "sampled": ("--mode=sampled", "--packed=true"),
+    "hidden": ("--mode=hidden",),
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def set_of_each_form(request: pytest.FixtureRequest, cache_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of three shards in one of the forms. Not to be changed."""
+    folder = tmp_path_factory.mktemp("forms") / request.param
+    few = ("--limit=12", "--pairs_per_shard=4", "--sample=0")
+    assert main(["cache", f"--config={cache_config}", f"--signals={folder}", *FORMS[request.param], *few]) == 0
+    return folder
+
+
+def test_harmed_files_give_typed_errors(set_of_each_form: Path, tmp_path: Path) -> None:
+    fuzz(Path(shutil.copytree(set_of_each_form, tmp_path / "harmed")), 100)
 
 
 @pytest.mark.slow
-def test_thousands_of_harmed_files_give_typed_errors(signals: Path) -> None:
-    fuzz(signals, 3000)
+def test_thousands_of_harmed_files_give_typed_errors(set_of_each_form: Path, tmp_path: Path) -> None:
+    fuzz(Path(shutil.copytree(set_of_each_form, tmp_path / "harmed")), 3000)
 
 
 def fuzz(folder: Path, rounds: int) -> None:
-    """Harm a shard or the manifest, put the checksum right half of the time, and read: a UserError or the same as before."""
+    """Harm a shard, the head or the manifest, put the checksum right most of the time, and read: a UserError, or a signal of
+    the same form."""
     import time
 
     rng = Random(7)
     intact = {path.name: path.read_bytes() for path in folder.iterdir()}
-    before = SignalSet(folder).tokens(range(48))
-    assert isinstance(before, TopK)
+    before = SignalSet(folder)
+    examples = range(before.manifest.examples)
+    signal = before.tokens(examples)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of memory starts anew
     memory = _high_water_mb()
     refused = 0
@@ -207,22 +228,23 @@ def fuzz(folder: Path, rounds: int) -> None:
         (folder / name).write_bytes(harmed_bytes(intact[name], rng))
         if name != "manifest.json" and rng.random() < 0.7:
             manifest = json.loads(intact["manifest.json"])
-            for shard in manifest["shards"]:
-                if shard["file"] == name:
-                    shard |= {"sha256": file_digest(folder / name), "bytes": (folder / name).stat().st_size}
+            for file in [*manifest["shards"], manifest.get("head", {})]:
+                if file.get("file") == name:
+                    file |= {"sha256": file_digest(folder / name), "bytes": (folder / name).stat().st_size}
             write_manifest(folder, manifest)
         began = time.process_time()
         try:
-            found = SignalSet(folder).tokens(range(48))
+            found = SignalSet(folder).tokens(examples)
         except UserError:
             refused += 1
         else:
-            assert isinstance(found, TopK)
-            assert found.ids.shape == before.ids.shape
-            assert bool((found.ids < 49152).all())
+            assert type(found) is type(signal)
+            if isinstance(found, TopK) and isinstance(signal, TopK):
+                assert len(found.ids) == len(signal.ids)
+                assert bool(((found.ids >= 0) & (found.ids < 49152)).all())
         assert time.process_time() - began < 1
-        for path, content in intact.items():
-            (folder / path).write_bytes(content)
+        (folder / name).write_bytes(intact[name])
+        (folder / "manifest.json").write_bytes(intact["manifest.json"])
     assert refused > rounds / 2
     assert _high_water_mb() - memory < 200
 
@@ -230,6 +252,12 @@ def fuzz(folder: Path, rounds: int) -> None:
 def _high_water_mb() -> float:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
+
+
+@pytest.mark.parametrize("number", [-1, 48, 10**9])
+def test_a_number_that_isnt_there_is_named(whole_set: Path, number: int) -> None:
+    with pytest.raises(UserError, match=f"has 48 examples, and no number {number}"):
+        SignalSet(whole_set).tokens([3, number])
 
 
 def test_a_shard_without_examples_does_no_harm(signals: Path) -> None:

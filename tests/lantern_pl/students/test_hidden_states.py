@@ -210,6 +210,45 @@ def test_widths_that_are_equal_need_no_projection(make: Callable[..., Any], tiny
     assert float(student.summed_loss(batch)[0].loss.detach()) == pytest.approx(0, abs=1e-9)
 
 
+def test_an_attention_free_student_learns_from_an_attention_free_teacher(
+    tiny_lm: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    """There are no attention maps to compare, only states."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from lantern_pl.text import load_tokenizer
+
+    tokenizer = load_tokenizer(str(tiny_lm))
+    for name, width, depth in (("student", 16, 2), ("teacher", 24, 4)):
+        torch.manual_seed(width)
+        config = MambaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            state_size=4,
+            num_hidden_layers=depth,
+            eos_token_id=2,
+            pad_token_id=2,
+        )
+        MambaForCausalLM(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    teacher = HFTeacher(str(tmp_path / "teacher")).to(torch.device("cpu"))
+    terms = HiddenStates(LAYERS, weight=0.5)
+    student = DecoderStudent(str(tmp_path / "student"), teacher=teacher, cross_entropy=0.0, hidden_states=terms)
+    batch = batch_of(student, pairs[:3])
+    output, count = student.summed_loss(batch)
+    with torch.no_grad():
+        rows = naive_rows_of_decoder(student, copy.deepcopy(student).double(), batch)
+        expected = naive_loss(copy.deepcopy(student).double(), rows, "mse")
+    assert count == len(rows)
+    assert output.loss.item() == pytest.approx(0.5 * expected.item(), rel=1e-4)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        student.summed_loss(batch)[0].loss.backward()
+        optimizer.step()
+    assert float(student.summed_loss(batch)[0].loss.detach()) < output.loss.item()
+
+
 # Training
 
 

@@ -59,6 +59,22 @@ def test_a_rewritten_batch_keeps_its_prompts_and_supervises_what_was_written(
     assert at == len(written.targets)
 
 
+@pytest.mark.parametrize("served", [False, True])
+def test_no_row_gets_longer_than_the_data_may_be(
+    make_decoder: MakeDecoder, pairs: list[Pair], request: pytest.FixtureRequest, served: bool
+) -> None:
+    student = make_decoder(mixture=[WeightedDivergence(KL())])
+    batch = _batch(student, pairs[:3])
+    longest = max(int(row.int().argmax()) + 1 for row in batch.tokens.positions) + 4
+    settings = OnPolicy(max_new_tokens=30)
+    if served:
+        port = request.getfixturevalue("server").server_port
+        settings = OnPolicy(max_new_tokens=30, server=ServedStudent(f"http://127.0.0.1:{port}/v1", "my-student"))
+    written = Sampler(settings, student.featurizer(Task(), longest)).rewrite(batch, student.lm, (0, 0, 0))
+    assert written.tokens.input_ids.shape[1] <= longest
+    assert int(written.tokens.positions.sum(-1).min()) >= 1
+
+
 def test_greedy_answers_are_the_students_most_probable_tokens(make_decoder: MakeDecoder, pairs: list[Pair]) -> None:
     student = make_decoder(mixture=[WeightedDivergence(KL())])
     written = _sampler(student, temperature=0.0).rewrite(_batch(student, pairs[:2]), student.lm, (0, 0, 0))
