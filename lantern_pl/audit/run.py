@@ -93,10 +93,11 @@ def audit(config: AuditConfig, console: Console) -> Report:
     by_rates = {name: rate_comparisons(name, found, groups, config) for name, found in rated.items()}
     by_swaps = [one for name, plan, levels in swapped for one in swap_comparisons(name, plan, levels, config)]
     amplified = _amplified(config, rated, swapped, groups)
-    fairness = [*(one for found in by_rates.values() for one in found), *by_swaps, *amplified]
-    correct(fairness)
-    risen, attack_tables = _risen(answers, attacks, config)
     mentioned, mention_tables = mention_report(_explanations(config, pairs), config)
+    risen, attack_tables = _risen(answers, attacks, config)
+    compared = [*(one for found in by_rates.values() for one in found), *by_swaps, *amplified, *mentioned, *risen]
+    # All at once, whatever they are of: a false flag is one wherever it stands.
+    correct(compared)
 
     tables = [
         table
@@ -105,14 +106,14 @@ def audit(config: AuditConfig, console: Console) -> Report:
     ]
     for each in answers if plans else ():
         asked = [(plan, levels) for name, plan, levels in swapped if name == each.name]
-        tables.append(swap_table(each.name, asked, by_swaps, len(fairness), config))
+        tables.append(swap_table(each.name, asked, by_swaps, len(compared), config))
     if amplified:
         tables.append(amplification.amplification_table(amplified))
     tables += [*mention_tables, *attack_tables]
-    made = [*findings(fairness, config.confidence), *mentioned, *findings(risen, config.confidence)]
+    made = findings(compared, config.confidence)
     made += _not_measured(config, groups, pairs, said, attacks)
     made.sort(key=lambda finding: _ORDER.index(finding.kind))
-    report = Report(config, pairs, made, tables, len(fairness))
+    report = Report(config, pairs, made, tables, len(compared))
     show(console, made, tables, config)
     return report
 
@@ -125,7 +126,7 @@ def _preflight(config: AuditConfig, pairs: Sequence[Pair], plans: Sequence[SwapP
     attacks = 2 * len(read_families(config.injections)) * min(config.injections.pairs, candidates)
     total = len(base) + len(swapped) + attacks
     able = [name for name, model in config.models.items() if "annotate" in model.capabilities]
-    explained = min(config.explain_pairs, len(pairs))
+    explained = min(config.explain_pairs, candidates)
     return (
         f"Up to {total:,} questions about levels to each of {', '.join(config.models)}: {len(base):,} pairs, "
         f"{len(swapped):,} swapped texts, {attacks:,} for injections."
@@ -170,13 +171,12 @@ def _risen(
             found, table = attack_comparisons(each.name, attacks[each.name], each.levels, config)
             comparisons += found
             tables.append(table)
-    # Not among those of fairness: it's another question, and would take power from them.
-    correct(comparisons)
     return comparisons, tables
 
 
 def _explanations(config: AuditConfig, pairs: Sequence[Pair]) -> dict[str, list[tuple[Pair, str]]]:
-    chosen = choose_pairs(pairs, config.explain_pairs, Random(f"{config.seed}/explanations"))
+    candidates = len({pair.candidate_id for pair in pairs})
+    chosen = choose_pairs(pairs, min(config.explain_pairs, candidates), Random(f"{config.seed}/explanations"))
     made: dict[str, list[tuple[Pair, str]]] = {}
     for name, model in config.models.items():
         if "annotate" not in model.capabilities or not chosen:
