@@ -96,3 +96,14 @@ def test_a_student_that_is_no_worse_than_its_teacher_does_not(of_student: float)
     assert not flags(made)
     black = by_group(made)["names: race", "Black"]
     assert black.estimate.value == pytest.approx(of_student - 0.1, abs=0.01)
+
+
+def test_a_student_that_turns_its_teachers_bias_round_has_one_of_its_own() -> None:
+    made = amplified(biased(-0.1, seed=1), biased(0.12, seed=2))
+    black = by_group(made)["names: race", "Black"]
+    assert black.gaps == pytest.approx((0.1, -0.12), abs=0.01)
+    assert black.estimate.value == pytest.approx(0.1, abs=0.01)
+    assert black.kind(CONFIDENCE) == "flag"
+    assert "turned round to 0.1" in black.sentence
+    # By noise alone, a gap that is gone may be turned round: that is no bias.
+    assert not flags(amplified(biased(0, seed=1), biased(0.12, seed=2)))
