@@ -7,17 +7,30 @@ from typing import Literal
 from lantern_pl.labelling.answers import is_verbatim
 from lantern_pl.tasks import Task
 
-# Straight, curly, low and angle marks. A single mark within a word is an apostrophe: it neither opens nor closes.
+# Straight, curly, low, angle and corner marks, and those of code. A single mark within a word is an apostrophe: it neither
+# opens nor closes.
 _QUOTES = re.compile(
     r'"(?P<straight>[^"\n]*)"'
     r"|“(?P<curly>[^“”\n]*)”"
     r"|„(?P<low>[^„“”\n]*)[“”]"
+    r"|‚(?P<low_single>[^‚‘’\n]*)[‘’](?!\w)"
     r"|«(?P<angle>[^«»\n]*)»"
+    r"|»(?P<angle_inward>[^«»\n]*)«"
+    r"|‹(?P<angle_single>[^‹›\n]*)›"
+    r"|›(?P<angle_single_inward>[^‹›\n]*)‹"
+    r"|「(?P<corner>[^「」\n]*)」"
+    r"|『(?P<corner_double>[^『』\n]*)』"
+    r"|＂(?P<wide>[^＂\n]*)＂"
+    r"|`+(?P<code>[^`\n]+)`+"
     r"|(?<!\w)'(?P<single>[^\s'](?:[^'\n]|(?<=\w)'(?=\w))*?)(?<!\s)'(?!\w)"
     r"|(?<!\w)‘(?P<curly_single>[^\s‘’](?:[^‘’\n]|(?<=\w)’(?=\w))*?)(?<!\s)’(?!\w)"
 )
 # What a sentence may have put inside the marks, as American typography does: it isn't the quoted text's.
-_STOPS = ".,;:!?…"
+_STOPS = ".,;:!?…。、，！？"
+
+CLOSING = "\"”“»«›‹」』＂`'’‘"
+"""Marks that may end a quote."""
+_ELISION = re.compile(r"(?i)(?<!\w)['’‘](?=(?:\d\ds?|t[iw]as|tis|till?|em|cause|bout|n)(?!\w))")
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,13 @@ def check_explanation(text: str, job_text: str, candidate_text: str, task: Task)
         explanation=answer.explanation if answer else None,
         quotes=quotes,
     )
+
+
+def has_open_quote(line: str) -> bool:
+    """Whether a quote may have begun in the line that hasn't ended: then, a closing mark would make one more. A single mark
+    before a word that is written with an apostrophe, as in '90s, opens none."""
+    line = _ELISION.sub("", line)
+    return any(len(quoted(f"{line}x{mark}")) > len(quoted(line)) for mark in CLOSING)
 
 
 def quoted(text: str) -> list[str]:
