@@ -82,10 +82,10 @@ def _comparison(
     if (student or teacher) < 0:
         estimate = Estimate(-estimate.value, -estimate.high, -estimate.low, estimate.p, estimate.units, estimate.error)
     what, name = key
-    change = "turned round to" if turned_round else "amplified by" if estimate.value > 0 else "reduced by"
+    change = "amplified by" if estimate.value > 0 else "reduced by"
     sentence = (
         f"{name} against {named(others)}: the student's gap is {student:+.3f}, the teacher's {teacher:+.3f}, "
-        f"{change} {abs(estimate.value):.3f}"
+        f"{'the other way round, ' if turned_round else ''}{change} {abs(estimate.value):.3f}"
     )
     return Comparison("amplification", f"{ABOUT}, {what}", sentence, estimate, threshold, (ABOUT, *key), gaps=gaps)
 
@@ -101,6 +101,6 @@ def amplification_table(comparisons: Sequence[Comparison]) -> Table:
         ["measure", "group", "student", "teacher", "amplified", "low", "high", "p"],
         rows,
         "Gaps of both on the same pairs and texts, by a paired bootstrap over candidates. amplified: by how much the "
-        "student's gap is the larger one; below 0 it is the smaller one, and one that is turned round counts whole. p: corrected for all comparisons of the audit "
-        "(Holm).",
+        "student's gap is the larger one; below 0 it is the smaller one, and one that is turned round counts whole. p: "
+        "corrected for all comparisons of the audit (Holm).",
     )
