@@ -56,6 +56,8 @@ bench: .venv/ready runs/quickstart/student  ## compare with TRL, and record the 
 	$(BIN)/python -m lantern_kernels.bench --json kernels/results/losses_cpu.json
 	$(BIN)/python kernels/bench/block_skipping.py --json kernels/results/block_skipping_cpu.json
 	$(BIN)/python kernels/bench/prefix_sharing.py --json kernels/results/prefix_sharing_cpu.json
+	$(BIN)/python kernels/bench/export.py --json kernels/results/export_cpu.json
+	$(BIN)/python kernels/bench/service.py --json kernels/results/service_cpu.json
 # A missed goal ends it with an error, once the figures are in the READMEs.
 	$(BIN)/python kernels/bench/signals.py --json kernels/results/signals_cpu.json; status=$$?; \
 		$(BIN)/python kernels/bench/readme_tables.py && exit $$status

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import block_skipping
+import export
 import prefix_sharing
+import service
 import signals
 import training_step
 from lantern_kernels.bench import linear, logits
@@ -28,6 +30,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "block_skipping_cpu": block_skipping.table,
     "signals_cpu": signals.table,
     "prefix_sharing_cpu": prefix_sharing.table,
+    "export_cpu": export.table,
+    "service_cpu": service.table,
 }
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

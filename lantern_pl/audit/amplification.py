@@ -1,7 +1,8 @@
 """Whether a student makes its teacher's gaps larger, on the same pairs and the same swapped texts.
 
 A fair teacher proves nothing about its student, so what counts is the difference of the two, pair by pair. It is positive
-where the student's gap is the larger one.
+where the student's gap is the larger one. A student that turns a gap round has made one of its own: it counts whole, since
+the teacher has none in that direction.
 """
 
 from collections.abc import Sequence
@@ -25,12 +26,13 @@ def of_swaps(plan: SwapPlan, student: Levels, teacher: Levels, config: AuditConf
     weights = np.stack([each[-1] for each in planned])
     scores = [plan.by_group(found.score) for found in (student, teacher)]
     # The mean of differences, pair by pair: candidates and words are drawn anew for both at once.
-    estimates = shifts(plan, scores[0] - scores[1], weights, config)
+    differences = shifts(plan, scores[0] - scores[1], weights, config)
+    own = shifts(plan, scores[0], weights, config)
     gaps = [(each @ weights.T).mean(0) for each in scores]
     return [
-        _comparison((varied(plan.swap, attribute), name), others, of_student, of_teacher, estimate, config.min_effect)
-        for (attribute, name, others, _), of_student, of_teacher, estimate in zip(
-            planned, *(gap.tolist() for gap in gaps), estimates, strict=True
+        _comparison((varied(plan.swap, attribute), name), others, of_both, either, config.min_effect)
+        for (attribute, name, others, _), of_both, either in zip(
+            planned, zip(*(gap.tolist() for gap in gaps), strict=True), zip(differences, own, strict=True), strict=True
         )
     ]
 
@@ -48,15 +50,14 @@ def of_rates(student: Outcomes, teacher: Outcomes, groups: Sequence[Grouping], c
             rows = [labels == name, np.isin(labels, others)]
             selected = [found.selected.astype(float) for found in (student, teacher)]
             gaps = [float(each[rows[0]].mean() - each[rows[1]].mean()) for each in selected]
-            change = selected[0] - selected[1]
-            variance = sum(_bootstrap_variance(change[mine], candidates[mine], config.bootstrap, rng) for mine in rows)
             units = [len(set(candidates[mine].tolist())) for mine in rows]
-            freedom = float(min(units) - 1)
-            estimate = t_estimate(
-                gaps[0] - gaps[1], variance, freedom, min(units), config.confidence, sign_test_least(min(units))
-            )
+            freedom, least_p = float(min(units) - 1), sign_test_least(min(units))
+            either = []
+            for gap, values in ((gaps[0] - gaps[1], selected[0] - selected[1]), (gaps[0], selected[0])):
+                variance = sum(_bootstrap_variance(values[mine], candidates[mine], config.bootstrap, rng) for mine in rows)
+                either.append(t_estimate(gap, variance, freedom, min(units), config.confidence, least_p))
             key = (f"selection rate: {grouping.attribute}", name)
-            made.append(_comparison(key, others, gaps[0], gaps[1], estimate, config.min_gap))
+            made.append(_comparison(key, others, (gaps[0], gaps[1]), (either[0], either[1]), config.min_gap))
     return made
 
 
@@ -70,20 +71,23 @@ def _bootstrap_variance(values: Floats, candidates: np.ndarray, draws: int, rng:
 
 
 def _comparison(
-    key: tuple[str, str], others: Sequence[str], student: float, teacher: float, estimate: Estimate,
+    key: tuple[str, str], others: Sequence[str], gaps: tuple[float, float], estimates: tuple[Estimate, Estimate],
     threshold: float,
 ) -> Comparison:  # fmt: skip
-    """The difference of gaps, turned so that it is positive where the student's is the larger one."""
-    if (student if abs(student) >= abs(teacher) else teacher) < 0:
+    """gaps: the student's and the teacher's. estimates: of their difference, and of the student's gap alone, which counts
+    where it's turned round; either is turned so that it is positive where the student's gap is the larger one."""
+    student, teacher = gaps
+    turned_round = student * teacher < 0
+    estimate = estimates[1] if turned_round else estimates[0]
+    if (student or teacher) < 0:
         estimate = Estimate(-estimate.value, -estimate.high, -estimate.low, estimate.p, estimate.units, estimate.error)
     what, name = key
+    change = "amplified by" if estimate.value > 0 else "reduced by"
     sentence = (
         f"{name} against {named(others)}: the student's gap is {student:+.3f}, the teacher's {teacher:+.3f}, "
-        f"{'amplified' if estimate.value > 0 else 'reduced'} by {abs(estimate.value):.3f}"
+        f"{'the other way round, ' if turned_round else ''}{change} {abs(estimate.value):.3f}"
     )
-    return Comparison(
-        "amplification", f"{ABOUT}, {what}", sentence, estimate, threshold, (ABOUT, *key), gaps=(student, teacher)
-    )
+    return Comparison("amplification", f"{ABOUT}, {what}", sentence, estimate, threshold, (ABOUT, *key), gaps=gaps)
 
 
 def amplification_table(comparisons: Sequence[Comparison]) -> Table:
@@ -97,6 +101,6 @@ def amplification_table(comparisons: Sequence[Comparison]) -> Table:
         ["measure", "group", "student", "teacher", "amplified", "low", "high", "p"],
         rows,
         "Gaps of both on the same pairs and texts, by a paired bootstrap over candidates. amplified: by how much the "
-        "student's gap is the larger one; below 0 it is the smaller one. p: corrected for all comparisons of the audit "
-        "(Holm).",
+        "student's gap is the larger one; below 0 it is the smaller one, and one that is turned round counts whole. p: "
+        "corrected for all comparisons of the audit (Holm).",
     )

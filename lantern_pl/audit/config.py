@@ -44,7 +44,8 @@ class AuditConfig:
     injections: Injections = field(default_factory=Injections)
     """Texts that ask for the best level."""
     explain_pairs: int = 16
-    """How many pairs to have explained, to look for protected attributes in the explanations; 0 leaves this out."""
+    """How many pairs to have explained, each of another candidate, to look for protected attributes in the explanations; 0
+    leaves this out."""
     min_effect: float = 0.01
     """Threshold of concern for swapped texts, as a share of the whole scale of scores from 0 to 1."""
     min_gap: float = 0.05

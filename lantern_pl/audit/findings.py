@@ -11,9 +11,9 @@ FOUR_FIFTHS = 0.8
 """Below this a ratio of selection rates is taken for adverse impact (29 CFR 1607.4 D)."""
 
 Kind = Literal["flag", "clear", "insufficient data"]
-Measure = Literal["ratio", "shift", "gap", "amplification", "rise"]
+Measure = Literal["ratio", "shift", "gap", "amplification", "rise", "rate"]
 """ratio: of rates, to the highest; shift: of scores of swapped texts; gap: between groups; amplification: of a teacher's
-gap by its student; rise: of levels by an attack."""
+gap by its student; rise: of levels by an attack; rate: of explanations that mention what they shouldn't."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Comparison:
         below = found.high <= self.threshold and (not two_sided or found.low >= -self.threshold)
         if sure and not below and (two_sided or found.value > 0):
             return "flag"
-        # A rise's interval is made for rates next to 0; the others' can't see what strikes few candidates.
-        enough = self.measure == "rise" or found.units >= enough_units(self.threshold, confidence)
+        # Intervals of these are made for rates next to 0; the others' can't see what strikes few candidates.
+        enough = self.measure in ("rise", "rate") or found.units >= enough_units(self.threshold, confidence)
         return "clear" if below and enough else "insufficient data"
 
 

@@ -132,6 +132,14 @@ def wilson(count: int, n: int, confidence: float) -> tuple[float, float]:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
+def rate_above(count: int, n: int, threshold: float, confidence: float) -> Estimate:
+    """A rate of n independent units with Wilson's interval. p is of a rate that isn't above the threshold: the exact
+    binomial one, since a small threshold leaves an approximation nothing to go by."""
+    low, high = wilson(count, n, confidence)
+    p = float(stats.binomtest(count, n, threshold, alternative="greater").pvalue)
+    return Estimate(count / n, low, high, p, n, (high - low) / 2)
+
+
 def paired_rates(first: NDArray[np.bool_], second: NDArray[np.bool_], confidence: float) -> Estimate:
     """How much more often the first holds than the second, on the same n independent units.
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from lantern_pl.audit.config import AuditConfig
 from lantern_pl.audit.data_files import FOLDER, read_yaml
-from lantern_pl.audit.findings import Finding, Kind, Table
-from lantern_pl.audit.intervals import wilson
+from lantern_pl.audit.findings import Comparison, Table
+from lantern_pl.audit.intervals import rate_above, wilson
 from lantern_pl.data.pair import Pair
 from lantern_pl.labelling.evidence import is_verbatim
 
@@ -61,22 +61,19 @@ def _is_quoted(match: re.Match[str], explanation: str, job_text: str) -> bool:
 
 def mention_report(
     explained: Mapping[str, Sequence[tuple[Pair, str]]], config: AuditConfig
-) -> tuple[list[Finding], list[Table]]:
-    """explained: model -> pairs with its explanations. A finding for each model, a table of rates and one of places."""
+) -> tuple[list[Comparison], list[Table]]:
+    """explained: model -> pairs, each of another candidate, with its explanations. A comparison with the threshold for each
+    model, a table of rates and one of places."""
     patterns = read_patterns()
-    found: list[Finding] = []
+    found: list[Comparison] = []
     rows: list[list[str | float | None]] = []
     places: list[list[str | float | None]] = []
     for model, texts in explained.items():
         mentions = [find_mentions(explanation, pair, patterns) for pair, explanation in texts]
         n, count = len(texts), sum(map(bool, mentions))
-        low, high = wilson(count, n, config.confidence)
-        kind: Kind = "flag" if low > config.max_mentions else "clear" if high < config.max_mentions else "insufficient data"
-        text = (
-            f"{count} of {n} explanations mention a protected attribute; {config.confidence:.0%} interval {low:.3f} to "
-            f"{high:.3f}, threshold of concern {config.max_mentions:g}."
-        )
-        found.append(Finding(kind, f"{model}: mentions in explanations", text))
+        estimate = rate_above(count, n, config.max_mentions, config.confidence)
+        sentence = f"{count} of {n} explanations mention a protected attribute"
+        found.append(Comparison("rate", f"{model}: mentions in explanations", sentence, estimate, config.max_mentions))
         for attribute in patterns:
             with_it = [[each for each in one if each.attribute == attribute] for one in mentions]
             times = sum(map(bool, with_it))

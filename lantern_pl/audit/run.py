@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -17,11 +18,11 @@ from lantern_pl.audit.config import AuditConfig
 from lantern_pl.audit.display import show
 from lantern_pl.audit.findings import Comparison, Finding, Table, correct, findings
 from lantern_pl.audit.groups import Grouping, groupings, read_groups
-from lantern_pl.audit.injections import Attack, attack_comparisons, plan_attacks, read_families
+from lantern_pl.audit.injections import Attack, attack_comparisons, compare_attacks, plan_attacks, read_families
 from lantern_pl.audit.mentions import mention_report
 from lantern_pl.audit.rates import Outcomes, outcomes, rate_comparisons, rate_tables
 from lantern_pl.audit.swap_lists import read_swap_list
-from lantern_pl.audit.swaps import SwapPlan, choose_pairs, number_candidates, plan_swaps, swap_comparisons, swap_table
+from lantern_pl.audit.swaps import SwapPlan, number_candidates, one_of_each, plan_swaps, swap_comparisons, swap_table
 from lantern_pl.data.pair import Pair
 from lantern_pl.data.records import fingerprint, read_labelled
 from lantern_pl.plugin_checks import ask
@@ -84,7 +85,7 @@ def audit(config: AuditConfig, console: Console) -> Report:
             each.ask(plan.texts, plan.swap.name)
 
     said = {each.name: each.levels(base) for each in answers}
-    attacks = {name: _attacks(config, pairs, found) for name, found in said.items()}
+    attacks = _attacks(config, pairs, said)
     for each in answers:
         each.ask((text for one in attacks[each.name] for text in (one.attacked, one.harmless)), "injections")
 
@@ -93,10 +94,11 @@ def audit(config: AuditConfig, console: Console) -> Report:
     by_rates = {name: rate_comparisons(name, found, groups, config) for name, found in rated.items()}
     by_swaps = [one for name, plan, levels in swapped for one in swap_comparisons(name, plan, levels, config)]
     amplified = _amplified(config, rated, swapped, groups)
-    fairness = [*(one for found in by_rates.values() for one in found), *by_swaps, *amplified]
-    correct(fairness)
-    risen, attack_tables = _risen(answers, attacks, config)
     mentioned, mention_tables = mention_report(_explanations(config, pairs), config)
+    risen, attack_tables = _risen(answers, attacks, config)
+    compared = [*(one for found in by_rates.values() for one in found), *by_swaps, *amplified, *mentioned, *risen]
+    # All at once, whatever they are of: a false flag is one wherever it stands.
+    correct(compared)
 
     tables = [
         table
@@ -105,14 +107,14 @@ def audit(config: AuditConfig, console: Console) -> Report:
     ]
     for each in answers if plans else ():
         asked = [(plan, levels) for name, plan, levels in swapped if name == each.name]
-        tables.append(swap_table(each.name, asked, by_swaps, len(fairness), config))
+        tables.append(swap_table(each.name, asked, by_swaps, len(compared), config))
     if amplified:
         tables.append(amplification.amplification_table(amplified))
     tables += [*mention_tables, *attack_tables]
-    made = [*findings(fairness, config.confidence), *mentioned, *findings(risen, config.confidence)]
+    made = findings(compared, config.confidence)
     made += _not_measured(config, groups, pairs, said, attacks)
     made.sort(key=lambda finding: _ORDER.index(finding.kind))
-    report = Report(config, pairs, made, tables, len(fairness))
+    report = Report(config, pairs, made, tables, len(compared))
     show(console, made, tables, config)
     return report
 
@@ -125,7 +127,7 @@ def _preflight(config: AuditConfig, pairs: Sequence[Pair], plans: Sequence[SwapP
     attacks = 2 * len(read_families(config.injections)) * min(config.injections.pairs, candidates)
     total = len(base) + len(swapped) + attacks
     able = [name for name, model in config.models.items() if "annotate" in model.capabilities]
-    explained = min(config.explain_pairs, len(pairs))
+    explained = min(config.explain_pairs, candidates)
     return (
         f"Up to {total:,} questions about levels to each of {', '.join(config.models)}: {len(base):,} pairs, "
         f"{len(swapped):,} swapped texts, {attacks:,} for injections."
@@ -133,11 +135,18 @@ def _preflight(config: AuditConfig, pairs: Sequence[Pair], plans: Sequence[SwapP
     )
 
 
-def _attacks(config: AuditConfig, pairs: Sequence[Pair], found: Levels) -> list[Attack]:
-    """On the pairs that the model puts below the best level: only there it can be raised."""
-    below = found.level < len(config.task.levels) - 1
-    chosen = [pair for pair, is_below in zip(pairs, below, strict=True) if is_below]
-    return plan_attacks(chosen, config) if chosen and config.injections.pairs else []
+def _attacks(config: AuditConfig, pairs: Sequence[Pair], said: Mapping[str, Levels]) -> dict[str, list[Attack]]:
+    """Model -> attacks, on pairs that it puts below the best level: only there it can be raised. First come those that
+    student and teacher both put there, so that the two can be compared."""
+    if not config.injections.pairs:
+        return {name: [] for name in said}
+    below = {name: found.level < len(config.task.levels) - 1 for name, found in said.items()}
+    both = below[config.student] & below[config.teacher or config.student]
+
+    def those(rows: NDArray[np.bool_]) -> list[Pair]:
+        return [pair for pair, is_one in zip(pairs, rows, strict=True) if is_one]
+
+    return {name: plan_attacks(those(rows & both), those(rows & ~both), config) for name, rows in below.items()}
 
 
 def _outcomes(levels: Levels, pairs: Sequence[Pair], config: AuditConfig) -> Outcomes:
@@ -170,13 +179,19 @@ def _risen(
             found, table = attack_comparisons(each.name, attacks[each.name], each.levels, config)
             comparisons += found
             tables.append(table)
-    # Not among those of fairness: it's another question, and would take power from them.
-    correct(comparisons)
+    if config.teacher is not None:
+        levels = {each.name: each.levels for each in answers}
+        student, teacher = config.student, config.teacher
+        found, table = compare_attacks(
+            amplification.ABOUT, attacks[student], attacks[teacher], (levels[student], levels[teacher]), config
+        )
+        comparisons += found
+        tables += [table] if found else []
     return comparisons, tables
 
 
 def _explanations(config: AuditConfig, pairs: Sequence[Pair]) -> dict[str, list[tuple[Pair, str]]]:
-    chosen = choose_pairs(pairs, config.explain_pairs, Random(f"{config.seed}/explanations"))
+    chosen = one_of_each(pairs, config.explain_pairs, Random(f"{config.seed}/explanations"))
     made: dict[str, list[tuple[Pair, str]]] = {}
     for name, model in config.models.items():
         if "annotate" not in model.capabilities or not chosen:

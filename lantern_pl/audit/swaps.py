@@ -68,6 +68,11 @@ def choose_pairs(pairs: Sequence[Pair], count: int, rng: Random) -> list[Pair]:
     return [shuffled[place] for place in sorted(range(len(shuffled)), key=turns.__getitem__)[:count]]
 
 
+def one_of_each(pairs: Sequence[Pair], count: int, rng: Random) -> list[Pair]:
+    """Up to `count` pairs at random, each of another candidate."""
+    return choose_pairs(pairs, min(count, len({pair.candidate_id for pair in pairs})), rng)
+
+
 def number_candidates(pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """[n]: equal numbers for pairs of one candidate."""
     return np.unique([pair.candidate_id for pair in pairs], return_inverse=True)[1].reshape(len(pairs))

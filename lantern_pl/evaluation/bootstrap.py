@@ -1,4 +1,4 @@
-"""Percentile bootstrap over pairs, vectorised: every figure gets an interval, and models are compared on the same resamples.
+"""Bootstrap over pairs, vectorised: every figure gets an interval, and models are compared on the same resamples.
 
 What is drawn again is the pair. Pairs of one job have something in common, so that intervals are somewhat too narrow for
 what other jobs would show.
@@ -26,11 +26,15 @@ class Statistic:
     n: how many of the pairs it rests on.
     recentre: whether its interval is moved so that the resamples' mean is the figure: for what a resample, with its
         repetitions, changes by itself.
+    upward: whether it is a distance, 0 or more, which chance makes larger in the sample as it does again in a resample. Its
+        interval is the basic one, twice the figure minus the percentiles (Davison and Hinkley 1997, section 5.2.1), of its
+        square, to which chance adds its variance each time; it's from 0, and holds the figure itself.
     """
 
     of: Callable[[Floats], Floats]
     n: int
     recentre: bool = False
+    upward: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,18 +85,22 @@ class Bootstrap:
             drawn = np.concatenate(draws[name]) if pairs else np.full(self.count, np.nan)
             if statistic.recentre and np.isfinite(drawn).any():
                 drawn = drawn + value - np.nanmean(drawn)
-            found[name] = estimate(value, drawn, statistic.n)
+            found[name] = estimate(value, drawn, statistic.n, statistic.upward)
         return found
 
 
-def estimate(value: float, draws: Floats, n: int) -> Estimate:
-    """A figure and the percentiles of its draws. One pair alone has no interval; what isn't finite is None."""
+def estimate(value: float, draws: Floats, n: int, upward: bool = False) -> Estimate:
+    """A figure and the percentiles of its draws, or what `Statistic.upward` makes of them. One pair alone has no interval;
+    what isn't finite is None."""
     if not np.isfinite(value):
         return Estimate(None, None, None, n, draws)
     known = draws[np.isfinite(draws)]
     if n < 2 or not len(known):
         return Estimate(float(value), None, None, n, draws)
     low, high = np.percentile(known, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    if upward:
+        low, high = (max(0.0, 2 * value**2 - end**2) ** 0.5 for end in (high, low))
+        high = max(high, value)
     return Estimate(float(value), float(low), float(high), n, draws)
 
 

@@ -7,7 +7,7 @@ from lantern_pl.labelling.evidence import is_verbatim, quoted
 from lantern_pl.tasks import Task
 
 # What a sentence may have put inside the marks, as American typography does: it isn't the quoted text's.
-_STOPS = ".,;:!?…"
+_STOPS = ".,;:!?…。、，！？"
 
 
 @dataclass(frozen=True)

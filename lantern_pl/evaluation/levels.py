@@ -141,7 +141,7 @@ def _ece_statistic(probs: Tensor, hit: Tensor, bins: int) -> Statistic:
     confidence, place = _binned(probs, bins)
     within = np.eye(bins + 1)[place]
     gaps = within * (hit.double().numpy() - confidence)[:, None]
-    return Statistic(lambda weights: ratio(np.abs(weights @ gaps).sum(1), weights.sum(1)), len(confidence))
+    return Statistic(lambda weights: ratio(np.abs(weights @ gaps).sum(1), weights.sum(1)), len(confidence), upward=True)
 
 
 def _binned(probs: Tensor, bins: int) -> tuple[Floats, Ints]:

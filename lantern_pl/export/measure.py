@@ -1,9 +1,10 @@
-"""How fast an encoder is in torch, ONNX and int8, and what each says, on the same batches in the same minutes."""
+"""How fast an encoder is in torch, ONNX and int8, and what each says, on the same pairs in the same minutes."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,13 +13,16 @@ from rich.progress import track
 from lantern_pl.data.featurize import EncoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.evaluation.levels import annotated_levels, level_values
-from lantern_pl.export.onnx_runtime import OnnxEncoder
 from lantern_pl.pair_classifier import PairClassifier
 from lantern_pl.tasks import Task
 
-BATCH = 32
+BATCHES = (1, 4, 16, 32)
+"""Pairs at once among which torch's best is looked for; ONNX Runtime takes them one by one."""
 ROUNDS = 5
+_TRIED = 64
+"""Pairs that this is tried on."""
 Probs = Callable[[Sequence[Pair]], np.ndarray]
+Name = TypeVar("Name", str, int)
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,16 @@ class Measured:
     probs: np.ndarray
 
 
-def torch_probs(classifier: PairClassifier, featurizer: EncoderFeaturizer) -> Probs:
-    """The student in torch, as `OnnxEncoder.level_probs` runs it: batches of pairs of similar length."""
+def torch_probs(classifier: PairClassifier, featurizer: EncoderFeaturizer, size: int) -> Probs:
+    """The student in torch, by batches of pairs of similar length."""
 
     @torch.inference_mode()
     def probs(pairs: Sequence[Pair]) -> np.ndarray:
         examples = [featurizer.encode(pair, supervised=False) for pair in pairs]
         found = np.empty((len(pairs), len(classifier.levels)), np.float32)
         by_length = sorted(range(len(examples)), key=lambda row: len(examples[row].input_ids))
-        for start in range(0, len(examples), BATCH):
-            rows = by_length[start : start + BATCH]
+        for start in range(0, len(examples), size):
+            rows = by_length[start : start + size]
             batch = featurizer.collate([examples[row] for row in rows])
             found[rows] = classifier(batch.inputs).float().softmax(-1).numpy()
         return found
@@ -47,17 +51,20 @@ def torch_probs(classifier: PairClassifier, featurizer: EncoderFeaturizer) -> Pr
     return probs
 
 
-def onnx_probs(encoder: OnnxEncoder) -> Probs:
-    """The same of an ONNX model."""
-    return lambda pairs: encoder.level_probs(pairs, BATCH)
+def best_batch(classifier: PairClassifier, featurizer: EncoderFeaturizer, pairs: Sequence[Pair]) -> int:
+    """The number of pairs at once with which torch is fastest: on a CPU a large batch may lose more by padding than it
+    gains."""
+    forms = {size: torch_probs(classifier, featurizer, size) for size in BATCHES}
+    measured = measure(forms, pairs[:_TRIED], show=False, rounds=2)
+    return max(forms, key=lambda size: measured[size].pairs_per_second)
 
 
-def measure(forms: Mapping[str, Probs], pairs: Sequence[Pair], show: bool) -> dict[str, Measured]:
+def measure(forms: Mapping[Name, Probs], pairs: Sequence[Pair], show: bool, rounds: int = ROUNDS) -> dict[Name, Measured]:
     """Run all forms in turn, several times: medians, since other processes come and go. The first round doesn't count."""
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
-    said: dict[str, np.ndarray] = {}
-    rounds = [(number, name) for number in range(ROUNDS + 1) for name in forms]
-    for number, name in track(rounds, "Measuring", disable=not show):
+    seconds: dict[Name, list[float]] = {name: [] for name in forms}
+    said: dict[Name, np.ndarray] = {}
+    turns = [(number, name) for number in range(rounds + 1) for name in forms]
+    for number, name in track(turns, "Measuring", disable=not show):
         started = time.perf_counter()
         said[name] = forms[name](pairs)
         if number:

@@ -10,7 +10,7 @@ import torch
 from lantern_pl.causal_lm import load_causal_lm
 from lantern_pl.data.featurize import EncoderFeaturizer
 from lantern_pl.data.pair import Pair
-from lantern_pl.export.measure import Measured, Probs, measure, onnx_probs, quality, torch_probs
+from lantern_pl.export.measure import Measured, Probs, best_batch, measure, quality, torch_probs
 from lantern_pl.export.onnx_model import check_equal, write_int8, write_onnx
 from lantern_pl.export.onnx_runtime import INT8, MODEL, ONNX_FOLDER, OnnxEncoder
 from lantern_pl.export.source import Source
@@ -84,14 +84,16 @@ def write_encoder(
     from lantern_pl.export.folder import write_interface  # what OnnxEncoder reads
 
     write_interface(about, out)
-    forms: dict[str, Probs] = {"torch": torch_probs(classifier, featurizer)}
-    forms |= {name: onnx_probs(OnnxEncoder(out, file)) for name, file in (("onnx", MODEL), ("int8", INT8))}
+    threads = torch.get_num_threads()
+    batch = best_batch(classifier, featurizer, pairs)
+    forms: dict[str, Probs] = {"torch": torch_probs(classifier, featurizer, batch)}
+    forms |= {name: OnnxEncoder(out, file, threads).level_probs for name, file in (("onnx", MODEL), ("int8", INT8))}
     measured = measure(forms, pairs, show)
     difference = check_equal(measured["torch"].probs, measured["onnx"].probs)
-    return about, {**_figures(measured, pairs, source), "largest_difference": {"onnx": difference}}
+    return about, {**_figures(measured, pairs, source, batch), "largest_difference": {"onnx": difference}}
 
 
-def _figures(measured: dict[str, Measured], pairs: list[Pair], source: Source) -> dict[str, Any]:
+def _figures(measured: dict[str, Measured], pairs: list[Pair], source: Source, batch: int) -> dict[str, Any]:
     lengths = [len(pair.job_text) + len(pair.candidate_text) for pair in pairs]
     return {
         "speed": {
@@ -106,5 +108,6 @@ def _figures(measured: dict[str, Measured], pairs: list[Pair], source: Source) -
             "pairs": len(pairs),
             "median_characters": int(np.median(lengths)),
             "threads": torch.get_num_threads(),
+            "torch_batch": batch,
         },
     }

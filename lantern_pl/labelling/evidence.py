@@ -7,15 +7,27 @@ from lantern_pl.tasks.untrusted import same_writing
 
 _LEAST_WORDS = 3
 """Of a passage in quotation marks: shorter ones may be a word's own name, or irony."""
-# Straight, curly, low and angle marks. A single mark within a word is an apostrophe: it neither opens nor closes.
+# Straight, curly, low, angle and corner marks, and those of code. A single mark within a word is an apostrophe: it neither
+# opens nor closes.
 _QUOTES = re.compile(
     r'"(?P<straight>[^"\n]*)"'
     r"|“(?P<curly>[^“”\n]*)”"
     r"|„(?P<low>[^„“”\n]*)[“”]"
+    r"|‚(?P<low_single>[^‚‘’\n]*)[‘’](?!\w)"
     r"|«(?P<angle>[^«»\n]*)»"
+    r"|»(?P<angle_inward>[^«»\n]*)«"
+    r"|‹(?P<angle_single>[^‹›\n]*)›"
+    r"|›(?P<angle_single_inward>[^‹›\n]*)‹"
+    r"|「(?P<corner>[^「」\n]*)」"
+    r"|『(?P<corner_double>[^『』\n]*)』"
+    r"|＂(?P<wide>[^＂\n]*)＂"
+    r"|`+(?P<code>[^`\n]+)`+"
     r"|(?<!\w)'(?P<single>[^\s'](?:[^'\n]|(?<=\w)'(?=\w))*?)(?<!\s)'(?!\w)"
     r"|(?<!\w)‘(?P<curly_single>[^\s‘’](?:[^‘’\n]|(?<=\w)’(?=\w))*?)(?<!\s)’(?!\w)"
 )
+CLOSING = "\"”“»«›‹」』＂`'’‘"
+"""Marks that may end a quote."""
+_ELISION = re.compile(r"(?i)(?<!\w)['’‘](?=(?:\d\ds?|t[iw]as|tis|till?|em|cause|bout|n)(?!\w))")
 _LEFT_OUT = re.compile(r"\.{3,}|…|\[[^\]\n]{0,40}\]")
 _AROUND = " .,;:!?()-–—"
 
@@ -51,6 +63,13 @@ class Sources:
 def quoted(text: str) -> list[str]:
     """The passages of a text within quotation marks, in order."""
     return [passage for match in _QUOTES.finditer(text) if (passage := match[match.lastgroup or 0].strip())]
+
+
+def has_open_quote(line: str) -> bool:
+    """Whether a quote may have begun in the line that hasn't ended: then, a closing mark would make one more. A single mark
+    before a word that is written with an apostrophe, as in '90s, opens none."""
+    line = _ELISION.sub("", line)
+    return any(len(quoted(f"{line}x{mark}")) > len(quoted(line)) for mark in CLOSING)
 
 
 def claims(text: str) -> Iterator[str]:

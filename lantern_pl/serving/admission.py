@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lantern_pl.serving.errors import ServiceError, error_response, note, place_of
 from lantern_pl.serving.metrics import Metrics
-from lantern_pl.serving.rate import RateLimit, client_of
+from lantern_pl.serving.rate import InHand, RateLimit, client_of
 
 ROUTES = frozenset({"/fit", "/explain", "/health", "/metrics", "/docs", "/openapi.json"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -110,7 +110,7 @@ class ClientGone(Exception):
 class Admission:
     """Checks key, rate, type, size and time of a request, and that its body is JSON in UTF-8, and hands the body on whole.
 
-    keys: of which a request must bring one, if there are any.
+    keys: of which a request must bring one, if there are any. in_hand: where requests to a model are counted.
     """
 
     def __init__(
@@ -118,10 +118,12 @@ class Admission:
         app: ASGIApp,
         keys: Iterable[str],
         rate: RateLimit | None,
+        in_hand: InHand,
         max_body_bytes: int,
         body_timeout: float,
     ) -> None:
         self.app = app
+        self.in_hand = in_hand
         self.keys = {key: f"key {number}" for number, key in enumerate(keys)}
         self.rate = rate
         self.max_body_bytes = max_body_bytes
@@ -137,9 +139,13 @@ class Admission:
         if scope["method"] != "POST" or scope["path"] not in ("/fit", "/explain"):
             await self.app(scope, receive, send)
             return
-        if self.rate is not None:
-            check_rate(self.rate, about.client, 1)
-        self._check_head(headers)
+        with self.in_hand.one(about.client):
+            if self.rate is not None:
+                check_rate(self.rate, about.client, 1)
+            self._check_head(headers)
+            await self._hand_on(scope, receive, send)
+
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await self._body(receive)
         _check_json(body)
         sent = False

@@ -56,7 +56,8 @@ def serve_command(argv: list[str]) -> int:
             server_header=False,
             proxy_headers=config.trust_proxy,
             forwarded_allow_ips="127.0.0.1",
-            limit_concurrency=config.max_connections,
+            # Its answer has neither a type nor an id: what it refuses is beyond what ours answers.
+            limit_concurrency=2 * config.max_requests,
             http=guarded(config.body_timeout),
             ws="none",
         )

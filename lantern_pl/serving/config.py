@@ -62,8 +62,11 @@ class ServeConfig:
     """Pairs that may wait for the encoder; more are answered 503."""
     max_waiting_explain: int = 16
     """Pairs that may wait for the decoder; more are answered 503."""
-    max_connections: int = 500
-    """Connections at once; more are answered 503."""
+    max_requests: int = 500
+    """Requests in hand at once; more are answered 503. Of connections there may be twice as many."""
+    max_client_requests: int = 250
+    """Requests of one client, by its key or address, in hand at once; more are answered 429, so that there is room for
+    others."""
     timeout: float = 60.0
     """Seconds for an answer, from when the request is there to its last word."""
     workers_per_device: int = 1
@@ -88,11 +91,14 @@ class ServeConfig:
             raise UserError(f"port is {self.port}: give one from 1024 to 65535.")
         for name in ("max_new_tokens", "burst", "max_batch_size", "max_pairs", "max_text_bytes", "max_body_bytes"):
             self._check_positive(name)
-        for name in ("body_timeout", "max_waiting", "max_waiting_explain", "max_connections", "timeout"):
+        for name in ("body_timeout", "max_waiting", "max_waiting_explain", "max_requests", "timeout"):
             self._check_positive(name)
         self._check_positive("workers_per_device")
+        self._check_positive("max_client_requests")
         if self.rate is not None:
             self._check_positive("rate")
+            self._check_max_pairs("burst")
+        self._check_max_pairs("max_waiting")
         if not 0 <= self.batch_timeout < self.timeout:
             raise UserError(f"batch_timeout is {self.batch_timeout}: give 0 or more seconds, less than timeout.")
         if self.threads < 0:
@@ -105,6 +111,14 @@ class ServeConfig:
     def _check_positive(self, name: str) -> None:
         if not getattr(self, name) > 0:
             raise UserError(f"{name} is {getattr(self, name)}: give more than 0.")
+
+    def _check_max_pairs(self, name: str) -> None:
+        """A request that is let in must be able to pass, or its client would try again for ever."""
+        if self.max_pairs > getattr(self, name):
+            raise UserError(
+                f"max_pairs is {self.max_pairs}, but {name} is {getattr(self, name)}, so that no request of so many pairs "
+                f"could ever pass: give a smaller max_pairs or a larger {name}."
+            )
 
     def api_keys(self) -> tuple[str, ...]:
         """The keys that clients may send; none where no key is asked for."""

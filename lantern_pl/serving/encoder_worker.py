@@ -40,15 +40,10 @@ class EncoderWorker(LitAPI):
         start_worker()
         load = _torch_model if self.form == "torch" else _onnx_model
         self.probs = load(self.folder, self.form, device, self.threads)
-        self.least = _LEAST_ROWS[device.partition(":")[0]]
 
     def predict(self, rows: Sequence[Row]) -> list[tuple[list[float] | str, int]]:
         """Probabilities of each row, or `FAILED`, with the number of rows that came together."""
-        answers: list[list[float] | str] = [FAILED] * len(rows)
-        for group in groups_by_length([len(ids) for ids, _ in rows], self.least):
-            for row, probs in zip(group, self._run([rows[row] for row in group]), strict=True):
-                answers[row] = probs
-        return [(answer, len(rows)) for answer in answers]
+        return [(answer, len(rows)) for answer in self._run(rows)]
 
     def _run(self, rows: Sequence[Row]) -> list[Any]:
         try:
@@ -82,13 +77,16 @@ def _torch_model(folder: str, form: str, device: str, threads: int) -> Probs:
     classifier = load_classifier(folder).requires_grad_(False).eval().to(device)
     featurizer = EncoderFeaturizer(load_tokenizer(folder), Task(levels=classifier.levels), 0)
     nobody = Pair("", "", "", "", "")
+    least = _LEAST_ROWS[device.partition(":")[0]]
 
     @torch.inference_mode()
     def probs(rows: Sequence[Row]) -> list[list[float]]:
         examples = [Example(nobody, ids, len(ids), token_type_ids=types) for ids, types in rows]
-        batch = featurizer.collate(examples).to(torch.device(device))
-        found: list[list[float]] = classifier(batch.inputs).float().softmax(-1).tolist()
-        return found
+        found = torch.empty(len(rows), len(classifier.levels))
+        for group in groups_by_length([len(ids) for ids, _ in rows], least):
+            batch = featurizer.collate([examples[row] for row in group]).to(torch.device(device))
+            found[group] = classifier(batch.inputs).float().softmax(-1).cpu()
+        return found.tolist()
 
     return probs
 
@@ -97,9 +95,4 @@ def _onnx_model(folder: str, form: str, device: str, threads: int) -> Probs:
     from lantern_pl.export.onnx_runtime import INT8, MODEL, OnnxEncoder, Tokens
 
     encoder = OnnxEncoder(folder, INT8 if form == "int8" else MODEL, threads)
-
-    def probs(rows: Sequence[Row]) -> list[list[float]]:
-        found: list[list[float]] = encoder.from_tokens([Tokens(*row) for row in rows], len(rows)).tolist()
-        return found
-
-    return probs
+    return lambda rows: encoder.from_tokens([Tokens(*row) for row in rows]).tolist()

@@ -1,7 +1,7 @@
 """Measures a service under load: python -m lantern_pl.serving.load --encoder FOLDER --clients 64 --requests 2000
 
-Starts `lantern serve` on the encoder, and compares it with the bare model: pairs a second of the encoder teacher in batches
-of the same size, with tokenizing, on the same texts. With --url it asks a service that is already there, and leaves the
+Starts `lantern serve` on the encoder, and compares it with the bare model: pairs a second of the same form, with tokenizing,
+on the same texts, in torch by batches of the same size. With --url it asks a service that is already there, and leaves the
 bare model out.
 """
 
@@ -14,41 +14,32 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from lantern_pl.serving.config import EncoderFormat
 
 
 def main() -> int:
     options = _read_options()
-    from lantern_pl.data.sample import make_pairs
-
     lines = Path(options.pairs).read_text().splitlines() if options.pairs else ()
-    rows = [json.loads(line) for line in lines] or make_pairs(512, seed=7)
-    texts = [{name: row[name] for name in ("job_text", "candidate_text")} for row in rows]
-    figures: dict[str, Any] = {"clients": options.clients, "requests": options.requests, "pairs_a_request": options.group}
+    texts = only_texts(json.loads(line) for line in lines) or sample_texts()
     if options.url:
-        figures["service"] = asyncio.run(load(options.url, texts, options.clients, options.requests, options.group))
+        asked = load(options.url, texts, options.clients, options.requests, options.group)
+        figures = {"clients": options.clients, "requests": options.requests, "service": asyncio.run(asked)}
     else:
-        bare = [bare_throughput(options.encoder, texts, options.batch_size)]
-        by_length = sorted(texts, key=lambda row: sum(map(len, row.values())))
-        with Service(options.encoder, options.batch_size, options.options) as service:
-            warm = min(200, options.requests)
-            asyncio.run(load(service.url, texts, options.clients, warm, options.group))
-            sampler = MemorySampler(service.process.pid)
-            figures["service"] = asyncio.run(
-                load(service.url, texts, options.clients, options.requests, options.group, sampler.sample)
-            )
-            figures["memory"] = sampler.figures()
-        # Before and after, since a machine isn't the same all the time.
-        bare.append(bare_throughput(options.encoder, texts, options.batch_size))
-        figures["bare_pairs_a_second"] = [round(rate, 1) for rate in bare]
-        # What a script gets that has all pairs in hand and puts those of like length together.
-        sorted_rate = bare_throughput(options.encoder, by_length, options.batch_size)
-        figures["bare_sorted_by_length_pairs_a_second"] = round(sorted_rate, 1)
-        figures["share_of_bare_sorted"] = round(figures["service"]["pairs_a_second"] / sorted_rate, 3)
-        figures["share_of_bare"] = round(figures["service"]["pairs_a_second"] / (sum(bare) / 2), 3)
+        figures = measure(
+            options.encoder,
+            options.format,
+            texts,
+            options.clients,
+            options.requests,
+            options.group,
+            options.batch_size,
+            more=options.options,
+        )
     print(json.dumps(figures, indent=2))
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
@@ -61,6 +52,7 @@ def _read_options() -> argparse.Namespace:
     where.add_argument("--encoder", metavar="FOLDER", help="serve this encoder, and compare with it")
     where.add_argument("--url", help="a running service, such as http://127.0.0.1:8000")
     parser.add_argument("--pairs", metavar="FILE", help=".jsonl with job_text and candidate_text; default: sample data")
+    parser.add_argument("--format", choices=get_args(EncoderFormat), default="torch", help="what runs the encoder")
     parser.add_argument("--clients", type=int, default=64, help="that ask at the same time")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--group", type=int, default=1, help="pairs in a request")
@@ -70,12 +62,60 @@ def _read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def sample_texts(count: int = 512) -> list[dict[str, str]]:
+    """Texts of the sample generator."""
+    from lantern_pl.data.sample import make_pairs
+
+    return only_texts(make_pairs(count, seed=7))
+
+
+def only_texts(rows: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    return [{name: row[name] for name in ("job_text", "candidate_text")} for row in rows]
+
+
+def measure(
+    encoder: str,
+    form: EncoderFormat,
+    texts: Sequence[dict[str, str]],
+    clients: int,
+    requests: int,
+    group: int = 1,
+    batch_size: int = 32,
+    bare_seconds: float = 10.0,
+    more: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A service's figures and the bare model's, which are taken before and after, since a machine isn't the same all the
+    time. `share_of_bare_sorted`: of what a script gets that has all pairs in hand and puts those of like length together."""
+
+    def bare(pairs: Sequence[dict[str, str]]) -> float:
+        return bare_throughput(encoder, form, pairs, batch_size, bare_seconds)
+
+    before = bare(texts)
+    with Service(encoder, batch_size, ["--encoder_format", form, *more]) as service:
+        asyncio.run(load(service.url, texts, clients, min(200, requests), group))  # to warm up
+        sampler = MemorySampler(service.process.pid)
+        found = asyncio.run(load(service.url, texts, clients, requests, group, sampler.sample))
+    after, by_length = bare(texts), bare(sorted(texts, key=lambda row: sum(map(len, row.values()))))
+    return {
+        "form": form,
+        "clients": clients,
+        "requests": requests,
+        "pairs_a_request": group,
+        "service": found,
+        "memory": sampler.figures(),
+        "bare_pairs_a_second": [round(before, 1), round(after, 1)],
+        "bare_sorted_by_length_pairs_a_second": round(by_length, 1),
+        "share_of_bare": round(found["pairs_a_second"] / ((before + after) / 2), 3),
+        "share_of_bare_sorted": round(found["pairs_a_second"] / by_length, 3),
+    }
+
+
 async def load(
     url: str, texts: Sequence[dict[str, str]], clients: int, requests: int, group: int = 1, often: Any = None
 ) -> dict[str, Any]:
     """Ask /fit so many times from so many clients, each of which sends its next request when it has its answer.
 
-    often: called after every 100th answer. Returns statuses, pairs a second, and latencies in milliseconds.
+    often: called after every 100th answer, and at the end. Returns statuses, pairs a second, and latencies in milliseconds.
     """
     import aiohttp
 
@@ -100,28 +140,37 @@ async def load(
         began = time.perf_counter()
         await asyncio.gather(*(client(session) for _ in range(clients)))
         took = time.perf_counter() - began
+    if often is not None:
+        often()
     seconds.sort()
     quantiles = {f"p{q}_ms": round(1000 * seconds[min(len(seconds) - 1, len(seconds) * q // 100)], 1) for q in (50, 90, 99)}
     return {"statuses": dict(statuses), "pairs_a_second": round(requests * group / took, 1), **quantiles}
 
 
-def bare_throughput(folder: str, texts: Sequence[dict[str, str]], batch_size: int, least_seconds: float = 10.0) -> float:
+def bare_throughput(
+    folder: str, form: EncoderFormat, texts: Sequence[dict[str, str]], batch_size: int, least_seconds: float
+) -> float:
     """Pairs a second of the model in batches, texts in, probabilities out; in a process of its own, as the service is."""
     code = f"""
 import json, sys, time
 from lantern_pl.data.pair import Pair
-from lantern_pl.model_files import quiet_transformers, read_manifest
-from lantern_pl.tasks import Task
-from lantern_pl.teachers.classifier import EncoderTeacher
+from lantern_pl.model_files import quiet_transformers
+from lantern_pl.serving.students import read_student
 quiet_transformers()
-about = read_manifest({folder!r})
-teacher, task = EncoderTeacher({folder!r}, about["data"]["max_length"]), Task(**about["task"])
+student = read_student({folder!r}, "encoder", {form!r})
+if {form!r} == "torch":
+    from lantern_pl.teachers.classifier import EncoderTeacher
+    teacher = EncoderTeacher(student.folder, student.max_length)
+    ask = lambda pairs: teacher.level_probs(pairs, student.task).probs
+else:
+    from lantern_pl.export.onnx_runtime import INT8, MODEL, OnnxEncoder
+    ask = OnnxEncoder(student.folder, INT8 if {form!r} == "int8" else MODEL).level_probs
 pairs = [Pair("", "", "", row["job_text"], row["candidate_text"]) for row in json.load(sys.stdin)]
-teacher.level_probs(pairs[:{batch_size}], task)
+ask(pairs[:{batch_size}])
 began, done = time.perf_counter(), 0
 while time.perf_counter() - began < {least_seconds}:
     start = done % len(pairs)
-    done += len(teacher.level_probs(pairs[start : start + {batch_size}], task).probs)
+    done += len(ask(pairs[start : start + {batch_size}]))
 print(done / (time.perf_counter() - began))
 """
     ran = subprocess.run([sys.executable, "-c", code], input=json.dumps(list(texts)), capture_output=True, text=True)

@@ -1,9 +1,12 @@
-"""How much each client may ask: token buckets in a table that doesn't grow."""
+"""How much each client may ask: token buckets in a table that doesn't grow, and requests in hand at once."""
 
 import ipaddress
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lantern_pl.serving.errors import ServiceError
 
 MAX_CLIENTS = 10_000
 
@@ -39,6 +42,39 @@ class RateLimit:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+
+class InHand:
+    """The requests that wait for their answers.
+
+    Args:
+        most: how many there may be.
+        most_of_client: how many of one client.
+    """
+
+    def __init__(self, most: int, most_of_client: int) -> None:
+        self.most = most
+        self.most_of_client = most_of_client
+        self.count = 0
+        self._of_client: Counter[str] = Counter()
+
+    @contextmanager
+    def one(self, client: str) -> Iterator[None]:
+        """While a request of this client is in hand. Raises ServiceError where there are as many as there may be."""
+        if self._of_client[client] >= self.most_of_client:
+            message = f"You have {self.most_of_client} requests in hand, as many as a client may: wait for their answers."
+            raise ServiceError(429, "too_many_requests", message, 1.0)
+        if self.count >= self.most:
+            raise ServiceError(503, "overloaded", f"{self.most} requests are in hand, as many as may be: try again.", 1.0)
+        self.count += 1
+        self._of_client[client] += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client]
 
 
 def client_of(address: str) -> str:

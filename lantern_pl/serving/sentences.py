@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lantern_pl.evaluation.explanation_checks import ExplanationCheck, check_explanation
-from lantern_pl.labelling.evidence import quoted
+from lantern_pl.labelling.evidence import CLOSING, has_open_quote
 from lantern_pl.serving.config import OnUnfounded
 from lantern_pl.tasks import Task
 from lantern_pl.tasks.untrusted import visible
 
 # Where a sentence or a line ends, with the white space after it.
-_END = re.compile(r"[.!?…]+[\"”“»'’)\]]*\s+|\s*\n\s*")
-_DOUBLE, _SINGLE = '"”“»', "'’"
+_END = re.compile(rf"[.!?…]+[{re.escape(CLOSING)})\]]*\s+|\s*\n\s*")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class SentenceGate:
         for end in _END.finditer(explanation, self._at):
             line_ends = "\n" in end[0]
             line = explanation[explanation.rfind("\n", 0, self._at) + 1 : end.end()].rstrip()
-            if not line_ends and _quote_is_open(line, _DOUBLE + _SINGLE):
+            if not line_ends and has_open_quote(line):
                 continue
             yield self._judged(explanation[self._at : end.end()], line, line_ends)
             self._at = end.end()
@@ -100,13 +99,7 @@ class SentenceGate:
         quotes = check_explanation(as_answer, *self._texts, self._task).quotes
         unfounded = any(quote.found_in is None for quote in quotes[self._quotes_of_line :])
         self._quotes_of_line = len(quotes)
-        # A single mark that isn't closed may be an apostrophe.
-        if line_ends and _quote_is_open(line, _DOUBLE):
+        if line_ends and has_open_quote(line):
             self.open_quotes += 1
             unfounded = True
         return Sentence(visible(sentence), unfounded)
-
-
-def _quote_is_open(line: str, closing_marks: str) -> bool:
-    """Whether a quote may have begun in the line that hasn't ended: then, a closing mark would make one more."""
-    return any(len(quoted(line + "x" + mark)) > len(quoted(line)) for mark in closing_marks)

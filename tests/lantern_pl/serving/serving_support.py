@@ -76,7 +76,11 @@ class Service:
 
     def figure(self, name: str, **labels: str) -> float:
         """A figure of /metrics, 0 where it isn't there yet."""
-        for line in self.get("/metrics").text.splitlines():
+        return self.figure_of({}, name, **labels)
+
+    def figure_of(self, key: dict[str, str], name: str, **labels: str) -> float:
+        """The same, asked for with a key."""
+        for line in self.get("/metrics", headers=key).text.splitlines():
             if line.startswith(name + "{") and all(f'{key}="{value}"' in line for key, value in labels.items()):
                 return float(line.rpartition(" ")[2])
         return 0.0
@@ -109,6 +113,7 @@ def running(log: Path, *options: object, **variables: str) -> Iterator[Service]:
 def check_error(response: httpx.Response, status: int) -> str:
     """Check an error's form; returns its message."""
     assert response.status_code == status, response.text
+    assert "x-request-id" in response.headers, response.text
     error = response.json()["error"]
     assert set(error) == {"type", "message", "request_id"}
     assert error["type"] in ERROR_TYPES[status]

@@ -48,6 +48,33 @@ def test_a_quote_without_an_end_does_not_leave() -> None:
     assert gate.open_quotes == 1
 
 
+@pytest.mark.parametrize(
+    "marks",
+    ['""', "“”", "„“", "«»", "»«", "‹›", "›‹", "「」", "『』", "＂＂", "``", "''", "‘’", "‚‘"],
+)
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "open"])
+def test_no_kind_of_quotation_marks_hides_an_invention(marks: str, closed: bool) -> None:
+    opening, closing = marks
+    gate = SentenceGate(JOB, CANDIDATE, Task(), "drop")
+    gate.feed(answer(f"They {opening}flew to the moon{closing if closed else ''}."))
+    gate.finish()
+    assert (gate.sentences, gate.open_quotes) == ([], 0 if closed else 1)
+    founded = SentenceGate(JOB, CANDIDATE, Task(), "drop")
+    founded.feed(answer(f"They have {opening}5 years in intensive care{closing}."))
+    founded.finish()
+    assert (len(founded.sentences), founded.dropped) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["Nursed in the '90s.", "The nurses' shift.", "It's hers, and it isn't.", "Didn't tell 'em."]
+)
+def test_an_apostrophe_opens_no_quote(text: str) -> None:
+    gate = SentenceGate(JOB, CANDIDATE, Task(), "drop")
+    gate.feed(answer(text))
+    gate.finish()
+    assert [sentence.text for sentence in gate.sentences] == [text]
+
+
 def test_an_answer_without_the_form_does_not_leave() -> None:
     gate = SentenceGate(JOB, CANDIDATE, Task(), "mark")
     assert gate.feed("I can't do that. Really. ") == []
@@ -72,7 +99,7 @@ def guarded(students: dict[str, str], stub: StubDecoder, tmp_path_factory: pytes
         "decoder_key_env": "DECODER_KEY",
         "api_key_env": "KEYS",
         "rate": 5,
-        "burst": 60,
+        "burst": 64,
         "timeout": 3,
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
