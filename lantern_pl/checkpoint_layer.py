@@ -15,6 +15,7 @@ from lantern_pl.checkpoints import newest_good, read_checkpoint
 from lantern_pl.config_file import read_yaml
 from lantern_pl.errors import UserError
 from lantern_pl.run_folder import CHECKPOINTS, CONFIG, CONFIG_KEY, PLUGINS_KEY
+from lantern_pl.secret_values import refuse_secrets
 
 DEFAULT_RUN_DIR = "runs/unnamed"
 
@@ -70,6 +71,9 @@ def _config_of_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, str]]:
         config = read_yaml(checkpoint[CONFIG_KEY])
     except (yaml.YAMLError, TypeError) as error:
         raise UserError(f"The checkpoint {path!r} isn't one of lantern-pl: its config can't be read ({error}).") from error
+    if not isinstance(config, dict):
+        raise UserError(f"The checkpoint {path!r} isn't one of lantern-pl: its config holds no keys.")
+    refuse_secrets(config, f"The config in the checkpoint {path!r}")
     return config, checkpoint.get(PLUGINS_KEY, {})
 
 

@@ -30,6 +30,7 @@ from lantern_pl.prediction.settings import PredictionSettings
 from lantern_pl.prediction.student_folder import USAGE, as_config
 from lantern_pl.progress import ProgressBar, quiet_libraries
 from lantern_pl.run_folder import CHECKPOINTS, CONFIG, PREDICTIONS, RunFolder
+from lantern_pl.secret_values import without_secrets
 from lantern_pl.stopping import StopBetweenBatches
 from lantern_pl.students.student import Student
 
@@ -205,7 +206,8 @@ class LanternCLI(LightningCLI):
         settings = whole[self.config.subcommand]
         settings.pop("config", None)
         settings.pop("ckpt_path", None)
-        return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        # None is given, but a class may have one for a default.
+        return str(yaml.safe_dump(without_secrets(settings), sort_keys=False, allow_unicode=True))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
