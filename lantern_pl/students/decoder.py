@@ -227,8 +227,11 @@ class DecoderStudent(Student):
         return signal
 
     def ask_teacher_again(self, batch: DecoderBatch) -> None:
-        if self.teacher is not None and self.terms and not self._other_tokenizer:
-            checked_signal(self.teacher, batch.tokens, len(batch.targets), look_at_values=True)
+        if self.teacher is not None and self.terms:
+            asked = self._aligner.align(batch)[0] if self._other_tokenizer else batch
+            checked_signal(self.teacher, asked.tokens, len(asked.targets), look_at_values=True)
+        if self.hidden_states is not None:
+            self.hidden_states.of_tokens(batch.tokens, len(batch.targets), look_at_values=True)
 
     # Evaluation
 
