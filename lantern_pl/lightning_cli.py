@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lantern_pl.checkpoint_content import comes_from_restoring
 from lantern_pl.checkpoint_layer import DEFAULT_RUN_DIR, checkpoint_layer
 from lantern_pl.checkpoints import DurableCheckpoints
 from lantern_pl.config_errors import ConfigError, explain, explain_all
@@ -186,7 +188,11 @@ class LanternCLI(LightningCLI):
         if self.subcommand == "test":
             ours.append(self.seen_pairs)
         given_plugins = config.get("plugins") or []
-        config["plugins"] = [*(given_plugins if isinstance(given_plugins, list) else [given_plugins]), DurableCheckpoints()]
+        given_plugins = list(given_plugins) if isinstance(given_plugins, list) else [given_plugins]
+        if SLURMEnvironment.detect() and not any(isinstance(each, ClusterEnvironment) for each in given_plugins):
+            # Lightning would answer SLURM's signal by saving where nothing is looked for, and requeue the job by itself.
+            given_plugins.append(SLURMEnvironment(auto_requeue=False))
+        config["plugins"] = [*given_plugins, DurableCheckpoints()]
         try:
             return super().instantiate_trainer(callbacks=[*given, *ours], **kwargs)
         except (ValueError, MisconfigurationException) as error:
@@ -225,6 +231,15 @@ def run(arguments: list[str]) -> int:
         raise UserError(explain(error, HOW_TO_ALLOW)) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except UserError:
+        raise
+    except Exception as error:
+        if not comes_from_restoring(error):
+            raise
+        raise UserError(
+            f"The checkpoint of --ckpt_path doesn't fit this run, or was changed ({type(error).__name__}: {error}). Go on "
+            "from another, or start the run anew."
+        ) from error
     return 0
 
 
