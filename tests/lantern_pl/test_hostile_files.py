@@ -3,6 +3,7 @@
 What would show that something was run is the canary, a file that each of them tries to leave.
 """
 
+import copy
 import functools
 import io
 import json
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from recording import Record
 from support import Ran
 
 from lantern_pl.checkpoints import read_checkpoint
@@ -31,6 +33,7 @@ from lantern_pl.errors import UserError
 from lantern_pl.teachers.local_model import HFTeacher
 
 Lantern = Callable[..., Ran]
+pytestmark = pytest.mark.reliability
 
 
 class Call:
@@ -210,6 +213,69 @@ def test_no_checkpoint_imports_or_calls_what_it_likes(
     assert not canary.exists()
 
 
+@pytest.fixture(scope="module")
+def right_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, pairs_file: Path) -> dict[str, Any]:
+    """What a run of an encoder has saved."""
+    folder = tmp_path_factory.mktemp("right")
+    config = folder / "encoder.yaml"
+    model = f"--model.model={tiny_encoder}", "--model.layers={keep: 2}"
+    data = "--data=lantern_pl.data.PairDataModule", f"--data.path={pairs_file}"
+    config.write_text(
+        f"model: lantern_pl.students.EncoderStudent\ndata: lantern_pl.data.PairDataModule\nrun_dir: {folder}/run\n"
+    )
+    few = ("--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0", "--trainer.max_steps=1")
+    command = [sys.executable, "-m", "lantern_pl", "fit", "--config", str(config), *model, *data, *few]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return read_checkpoint(folder / "run" / "checkpoints" / "last.ckpt")
+
+
+WRONG: dict[str, Any] = {
+    "lantern_plugins": [1],
+    "random_states": ["x"],
+    "rows_trained": "abc",
+    "pytorch-lightning_version": 5,
+    "optimizer_states": [{"x": 1}],
+    "state_dict": {"classifier": "x"},
+    "loops": {"fit_loop": {"epoch_progress": {"current": {"ready": "x"}}}},
+    "callbacks": ["x"],
+    "global_step": "many",
+    "epoch": -3,
+    "lr_schedulers": "x",
+    "untrained_metrics": {"loss": "x"},
+    "skipped_steps": None,
+    "lantern_config": 7,
+}
+FURTHER_IN: dict[str, tuple[list[Any], Any]] = {
+    "a generator's state": (["random_states", 0, "torch"], torch.zeros(3)),
+    "numpy's numbers": (["random_states", 0, "numpy"], ["MT19937", [1], 0, 0, 0.0]),
+    "Python's numbers": (["random_states", 0, "python"], [3, [1], None]),
+    "an optimizer's group": (["optimizer_states", 0, "param_groups"], [{"params": []}]),
+    "an optimizer's state": (["optimizer_states", 0, "state"], {"x": {"step": 1 << 70}}),
+    "loops without progress": (["loops", "fit_loop"], {}),
+    "the loader's place": (["loops", "fit_loop", "state_dict", "combined_loader"], [{}]),
+}
+
+
+@pytest.mark.parametrize("name", [*WRONG, *FURTHER_IN])
+def test_a_checkpoint_with_wrong_values_is_refused(
+    lantern: Lantern, tiny_encoder_config: Path, tmp_path: Path, right_checkpoint: dict[str, Any], name: str
+) -> None:
+    harmed = copy.deepcopy(right_checkpoint)
+    keys, value = ([name], WRONG[name]) if name in WRONG else FURTHER_IN[name]
+    inner = harmed
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path = tmp_path / "run" / "checkpoints" / "epoch=0-step=1.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save(harmed, path)
+    ran = lantern("fit", "--config", tiny_encoder_config, "--ckpt_path", path, "--trainer.max_steps=2")
+    assert ran.code == 2, ran.err
+    assert "Traceback" not in ran.err
+    assert "checkpoint" in ran.err
+
+
 YAML = {
     "object": "run_dir: !!python/object/apply:os.system ['touch {canary}']",
     "name": "run_dir: !!python/name:os.system ''",
@@ -311,3 +377,15 @@ def test_a_pickled_adapter_is_not_read(tiny_lm: Path, tmp_path: Path, canary: Pa
     with pytest.raises(UserError, match=r"not a folder with adapter_model\.safetensors"):
         HFTeacher(str(tiny_lm), adapter=str(tmp_path))
     assert not canary.exists()
+
+
+def test_there_are_enough_of_them(record: Record) -> None:
+    configs = len(hostile_configs()) + len(YAML) * 3
+    checkpoints = len(PAYLOADS) * len(CONTAINERS) + len(WRONG) + len(FURTHER_IN)
+    assert min(configs, checkpoints) >= 50
+    for what, count in (("configs", configs), ("checkpoints", checkpoints)):
+        record(
+            f"Hostile {what}, each of which tries to run something, or to crash or stall the command",
+            found=f"{count} {what}: each refused with a typed error, 0 canary runs",
+            goal="at least 50, 0 canary runs",
+        )

@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from recording import Record
 from support import Ran
 
 from lantern_pl.errors import UserError
 from lantern_pl.students.on_policy import ServedStudent
 
 Lantern = Callable[..., Ran]
+pytestmark = pytest.mark.reliability
 KEY = "sk-planted-6c1f0e5b2a9d4837"
 ADDRESS = "planted.person@example.org"
 PLANTED = (KEY, ADDRESS)
+OWN_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "torch")
 
 
 @pytest.fixture
@@ -40,15 +43,31 @@ def logged() -> Iterator[list[str]]:
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage() + (record.exc_text or ""))
+            lines.append(self.format(record))  # with the traceback, where there is one
 
-    root, keep = logging.getLogger(), Keep()
-    level = root.level
-    root.setLevel(logging.DEBUG)
-    root.addHandler(keep)
+    keep = Keep()
+    # These don't pass on what they log.
+    import transformers  # noqa: F401  # which sets up its own, as Lightning has
+
+    apart = [name for name, each in logging.root.manager.loggerDict.items() if not getattr(each, "propagate", True)]
+    loggers = [logging.getLogger(), *map(logging.getLogger, {*apart, *OWN_LOGGERS})]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.DEBUG)
+        each.addHandler(keep)
     yield lines
-    root.removeHandler(keep)
-    root.setLevel(level)
+    for each, level in zip(loggers, levels, strict=True):
+        each.removeHandler(keep)
+        each.setLevel(level)
+
+
+def test_whatever_is_logged_is_looked_at(logged: list[str]) -> None:
+    for name in ("anything", *OWN_LOGGERS):
+        try:
+            raise ValueError(f"of {name} {KEY}")
+        except ValueError:
+            logging.getLogger(name).exception("said by %s", name)
+        assert any(f"said by {name}" in line and f"of {name} {KEY}" in line for line in logged), name
 
 
 def files_with(planted: str, folder: Path) -> list[str]:
@@ -75,6 +94,7 @@ def test_a_run_and_its_export_keep_them_to_themselves(
     tiny_encoder_config: Path,
     tiny_decoder_config: Path,
     tmp_path: Path,
+    record: Record,
 ) -> None:
     config = {"encoder": tiny_encoder_config, "decoder": tiny_decoder_config}[kind]
     options = ["--config", config, f"--data.path={planted}", "--model.optimization.learning_rate=0.001"]
@@ -97,6 +117,11 @@ def test_a_run_and_its_export_keep_them_to_themselves(
     checkpoints = list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
     assert checkpoints
     assert all(files_with("state_dict", path.parent) for path in checkpoints), "the search doesn't look into checkpoints"
+    record(
+        f"A key in the environment and an e-mail address in every text: fit, resume, fault and export ({kind})",
+        found=f"in none of {len(logged):,} log lines, nor in what was printed, saved or exported",
+        goal="in no log, exception, checkpoint or export",
+    )
 
 
 def test_a_row_that_cannot_be_read_is_named_and_not_quoted(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from harm import harmed_bytes, manifest_of, write_manifest
+from recording import Record
 from safetensors.torch import load_file, save_file
 
 from lantern_pl.data.featurize import DecoderFeaturizer, Example
@@ -183,16 +184,22 @@ def test_a_shard_with_another_content_is_refused_though_its_checksum_is_right(
 
 
 def test_harmed_files_give_typed_errors(signals: Path) -> None:
-    fuzz(signals, 150)
+    assert fuzz(signals, 150)
 
 
 @pytest.mark.slow
-def test_thousands_of_harmed_files_give_typed_errors(signals: Path) -> None:
-    fuzz(signals, 3000)
+def test_thousands_of_harmed_files_give_typed_errors(signals: Path, record: Record) -> None:
+    refused = fuzz(signals, 3000)
+    record(
+        "Shards and manifests with flipped, cut, repeated and foreign bytes, most with a right checksum",
+        found=f"3,000 files: {refused:,} refused with a typed error, the others read as before; no crash, below 1 s each",
+        goal="typed errors alone",
+    )
 
 
-def fuzz(folder: Path, rounds: int) -> None:
-    """Harm a shard or the manifest, put the checksum right half of the time, and read: a UserError or the same as before."""
+def fuzz(folder: Path, rounds: int) -> int:
+    """Harm a shard or the manifest, put the checksum right half of the time, and read: a UserError or the same as before.
+    Returns how many were refused."""
     import time
 
     rng = Random(7)
@@ -225,6 +232,7 @@ def fuzz(folder: Path, rounds: int) -> None:
             (folder / path).write_bytes(content)
     assert refused > rounds / 2
     assert _high_water_mb() - memory < 200
+    return refused
 
 
 def _high_water_mb() -> float:
