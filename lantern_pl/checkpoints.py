@@ -1,13 +1,16 @@
 """Checkpoints that survive kills, power cuts and full disks: written whole or not at all, and known by their hash."""
 
 import hashlib
+import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
+from lantern_pl.checkpoint_content import wrong_with
 from lantern_pl.errors import UserError
 from lantern_pl.private_files import write_private, write_private_text
 
@@ -64,18 +67,21 @@ def read_checkpoint(path: Path, map_location: Any | None = None) -> dict[str, An
         raise UserError(f"The checkpoint {str(path)!r} is damaged, or isn't a checkpoint.") from error
     if not isinstance(found, dict):
         raise UserError(f"The checkpoint {str(path)!r} isn't one of lantern-pl: it holds a {type(found).__name__}.")
+    if wrong := wrong_with(found):
+        raise UserError(f"The checkpoint {str(path)!r} isn't one of lantern-pl, or is damaged: {wrong}.")
     return found
 
 
 def newest_good(folder: Path) -> tuple[Path, list[str]]:
-    """The newest checkpoint of a folder that is whole, and what is wrong with each newer one.
+    """The checkpoint of a folder that is whole and the furthest on, and what is wrong with each that may be further.
 
+    What counts is the optimizer step in the file: times of files change when a run is copied. The newer of two goes first.
     Links aren't looked at: the trainer's `last.ckpt` is one, and a kill may have come between its removal and its renewal.
     Raises UserError if none is whole.
     """
     files = [path for path in folder.glob(f"*{SUFFIX}") if path.is_file() and not path.is_symlink()]
     skipped: list[str] = []
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(files, key=lambda path: (_step(path), path.stat().st_mtime_ns), reverse=True):
         fault = fault_of(path)
         if fault is None:
             return path, skipped
@@ -85,10 +91,27 @@ def newest_good(folder: Path) -> tuple[Path, list[str]]:
     raise UserError(f"There is no checkpoint in {str(folder)!r}: give the path of a .ckpt file, or `last` with run_dir.")
 
 
+def _step(path: Path) -> float:
+    """How many optimizer steps a checkpoint is on; where its content doesn't say so, its name; else it goes first."""
+    try:
+        step = read_checkpoint(path).get("global_step")
+    except UserError:
+        step = None
+    if isinstance(step, int):
+        return step
+    named = re.search(r"step=(\d+)", path.name)
+    return int(named[1]) if named else math.inf
+
+
+def has_hash(path: Path) -> bool:
+    """Whether its sha256 stands beside a checkpoint. Without, damage that leaves it readable isn't seen."""
+    return _hash_file(path).is_file()
+
+
 def fault_of(path: Path) -> str | None:
     """What is wrong with a checkpoint file, or None. One without a hash beside it is tried."""
     hashes = _hash_file(path)
-    if path.is_file() and hashes.is_file():
+    if path.is_file() and has_hash(path):
         if _digest(path) in hashes.read_text(errors="replace").split():
             return None
         return f"is damaged: its content isn't what {hashes.name} says"

@@ -5,19 +5,24 @@ import dataclasses
 import os
 import sys
 import typing
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from lantern_pl import plugins
 from lantern_pl.config_errors import ConfigError, name_options
-from lantern_pl.config_file import check_yaml
+from lantern_pl.config_file import read_yaml
 from lantern_pl.errors import UserError
 from lantern_pl.option_spelling import as_declared
+from lantern_pl.secret_values import refuse_secrets
 
 # What a config may name: nothing else is imported because a config says so. Plugins are let in one by one as they load.
 ALLOWED_IMPORTS = ["lantern_pl", "lightning", "torch.optim"]
+# Of these, what does things by being imported or by being made.
+_DENIED_IMPORTS = ["lantern_pl.__main__", "lantern_pl.cli", "lightning.pytorch.callbacks.lambda_function"]
 ALLOW_VARIABLE = "LANTERN_ALLOW_IMPORTS"
 HOW_TO_ALLOW = (
     f"A config may name classes of {', '.join(ALLOWED_IMPORTS)} and, by their aliases, plugins. To allow a package of your "
@@ -25,8 +30,25 @@ HOW_TO_ALLOW = (
 )
 
 
+_parses = ContextVar("_parses", default=False)
+"""Whether what is read now was given by someone, in a config or on the command line."""
+
+
 class ConfigParser(ArgumentParser):
     """Errors are raised, and name the options that may be meant; help goes on to what an option's value consists of."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """As ever, without secrets and without functions: what a config names is made, never called."""
+        for key, value in _options(args or []):
+            refuse_secrets({key: value}, "The command line")
+        given = _parses.set(True)
+        try:
+            config = super().parse_args(args, *rest, **options)
+        finally:
+            _parses.reset(given)
+        for key, function in _functions(config):
+            self.error(f'Parser key "{key}": {function} is a function, and a config may name classes alone')
+        return config
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         parts = [super().format_help(formatter)]
@@ -78,7 +100,7 @@ def restrict_imports() -> None:
     try:
         set_parsing_settings(
             docstring_parse_attribute_docstrings=True,
-            import_path_denylist=["*"],
+            import_path_denylist=["*", *_DENIED_IMPORTS],
             import_path_allowlist=[*ALLOWED_IMPORTS, *extra],
         )
     except ValueError as error:
@@ -88,12 +110,41 @@ def restrict_imports() -> None:
         plugins.on_load.append(_let_in)
 
 
-_load_yaml = get_loader("yaml")
-
-
 def _load_checked_yaml(text: str) -> Any:
-    check_yaml(text)
-    return _load_yaml(text)
+    """What a config file, or a value of the command line, says. Raises YAMLError, and UserError for a secret."""
+    value = read_yaml(text)
+    # Later, jsonargparse reads again what it has dumped, with the classes' own defaults. A single text may be one, too.
+    if _parses.get() and isinstance(value, dict | list):
+        refuse_secrets(value)
+    if isinstance(value, dict) and value and all(part is None for part in value.values()):
+        # As in jsonargparse: a text such as {name} or "name:" is one.
+        names = text.strip(" {}").replace(" ", "").split(",")
+        if text.strip() == f"{next(iter(value))}:" or set(names) == set(value):
+            return text
+    return value
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The options of a command line and their values."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            yield key, value if equals else "" if following.startswith("--") else following
+
+
+def _functions(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The functions among the values of a parsed config that it may have named, with their keys. A function of a package
+    that the user has allowed is the user's own choice."""
+    if isinstance(value, Namespace | dict):
+        for name, part in vars(value).items() if isinstance(value, Namespace) else value.items():
+            yield from _functions(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _functions(part, key)
+    elif callable(value) and not isinstance(value, type):
+        module = getattr(value, "__module__", None) or type(value).__module__
+        if any(f"{module}.".startswith(f"{allowed}.") for allowed in ALLOWED_IMPORTS):
+            yield key, f"{module}.{getattr(value, '__qualname__', type(value).__qualname__)}"
 
 
 def _let_in(plugin: Any) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lantern_pl.checkpoint_content import comes_from_restoring
 from lantern_pl.checkpoint_layer import DEFAULT_RUN_DIR, checkpoint_layer
 from lantern_pl.checkpoints import DurableCheckpoints
 from lantern_pl.config_errors import ConfigError, explain, explain_all
@@ -30,6 +32,7 @@ from lantern_pl.prediction.settings import PredictionSettings
 from lantern_pl.prediction.student_folder import USAGE, as_config
 from lantern_pl.progress import ProgressBar, quiet_libraries
 from lantern_pl.run_folder import CHECKPOINTS, CONFIG, PREDICTIONS, RunFolder
+from lantern_pl.secret_values import without_secrets
 from lantern_pl.stopping import StopBetweenBatches
 from lantern_pl.students.student import Student
 
@@ -185,7 +188,11 @@ class LanternCLI(LightningCLI):
         if self.subcommand == "test":
             ours.append(self.seen_pairs)
         given_plugins = config.get("plugins") or []
-        config["plugins"] = [*(given_plugins if isinstance(given_plugins, list) else [given_plugins]), DurableCheckpoints()]
+        given_plugins = list(given_plugins) if isinstance(given_plugins, list) else [given_plugins]
+        if SLURMEnvironment.detect() and not any(isinstance(each, ClusterEnvironment) for each in given_plugins):
+            # Lightning would answer SLURM's signal by saving where nothing is looked for, and requeue the job by itself.
+            given_plugins.append(SLURMEnvironment(auto_requeue=False))
+        config["plugins"] = [*given_plugins, DurableCheckpoints()]
         try:
             return super().instantiate_trainer(callbacks=[*given, *ours], **kwargs)
         except (ValueError, MisconfigurationException) as error:
@@ -205,7 +212,8 @@ class LanternCLI(LightningCLI):
         settings = whole[self.config.subcommand]
         settings.pop("config", None)
         settings.pop("ckpt_path", None)
-        return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        # None is given, but a class may have one for a default.
+        return str(yaml.safe_dump(without_secrets(settings), sort_keys=False, allow_unicode=True))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
@@ -223,6 +231,15 @@ def run(arguments: list[str]) -> int:
         raise UserError(explain(error, HOW_TO_ALLOW)) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except UserError:
+        raise
+    except Exception as error:
+        if not comes_from_restoring(error):
+            raise
+        raise UserError(
+            f"The checkpoint of --ckpt_path doesn't fit this run, or was changed ({type(error).__name__}: {error}). Go on "
+            "from another, or start the run anew."
+        ) from error
     return 0
 
 

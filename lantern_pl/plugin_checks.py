@@ -92,8 +92,9 @@ def ask(teacher: Teacher, question: Callable[[], Answer]) -> Answer:
         raise UserError(f"The teacher {origin(teacher)} fails: {type(error).__name__}: {error}. {_REMEDY}") from error
 
 
-def checked_level_probs(teacher: Teacher, pairs: Sequence[Pair], task: Task) -> Tensor:
-    """The level distributions [pairs, levels] that a teacher gives. Raises UserError for what are none."""
+def checked_level_probs(teacher: Teacher, pairs: Sequence[Pair], task: Task, look_at_values: bool = True) -> Tensor:
+    """The level distributions [pairs, levels] that a teacher gives. Raises UserError where their shape is wrong and, with
+    `look_at_values`, for what are none."""
     signal = ask(teacher, lambda: teacher.level_probs(pairs, task))
     who, expected = f"The teacher {origin(teacher)}", [len(pairs), len(task.levels)]
     if not isinstance(signal, LevelProbs):
@@ -101,11 +102,16 @@ def checked_level_probs(teacher: Teacher, pairs: Sequence[Pair], task: Task) -> 
     probs = signal.probs
     if list(probs.shape) != expected:
         raise UserError(f"{who} gives level_probs of shape {list(probs.shape)}, expected {expected}. {_REMEDY}")
-    wrong = ~((probs >= 0).all(-1) & ((probs.sum(-1) - 1).abs() < 1e-3))  # NaN is wrong too
-    if wrong.any():
+    wrong = wrong_level_probs(probs)
+    if look_at_values and wrong.any():
         row = probs[wrong][0].tolist()
         raise UserError(f"{who} gives level_probs {row}, expected probabilities that sum to 1. {_REMEDY}")
     return probs
+
+
+def wrong_level_probs(probs: Tensor) -> Tensor:
+    """Which of the rows [B] of level distributions [B, K] are none."""
+    return ~((probs >= 0).all(-1) & ((probs.sum(-1) - 1).abs() < 1e-3))  # NaN is wrong too
 
 
 def checked_signal(teacher: Teacher, batch: TokenBatch, rows: int, look_at_values: bool) -> Hidden | Logits | TopK:
@@ -136,16 +142,19 @@ def checked_token_hidden_states(
 ) -> list[Tensor]:
     """The hidden states [rows, d] of `layers` at the batch's positions. Raises UserError where their shape is wrong.
 
-    With `look_at_values`, also where there is NaN among them: a device has to be waited for then.
+    With `look_at_values`, also where one isn't finite: a device has to be waited for then.
     """
     states = ask(teacher, lambda: teacher.token_hidden_states(batch, layers))
     return _checked_hidden_states(teacher, "token_hidden_states", states, layers, rows, look_at_values)
 
 
-def checked_pair_hidden_states(teacher: Teacher, pairs: Sequence[Pair], task: Task, layers: Sequence[int]) -> list[Tensor]:
-    """The hidden states [B, d] of `layers`. Raises UserError where their shape is wrong or there is NaN among them."""
+def checked_pair_hidden_states(
+    teacher: Teacher, pairs: Sequence[Pair], task: Task, layers: Sequence[int], look_at_values: bool = True
+) -> list[Tensor]:
+    """The hidden states [B, d] of `layers`. Raises UserError where their shape is wrong and, with `look_at_values`, where
+    one isn't finite."""
     states = ask(teacher, lambda: teacher.pair_hidden_states(pairs, task, layers))
-    return _checked_hidden_states(teacher, "pair_hidden_states", states, layers, len(pairs), look_at_values=True)
+    return _checked_hidden_states(teacher, "pair_hidden_states", states, layers, len(pairs), look_at_values)
 
 
 def _checked_hidden_states(
@@ -157,8 +166,8 @@ def _checked_hidden_states(
     shapes = [list(layer.shape) for layer in states]
     if shapes != expected:
         raise UserError(f"{who} gives {what} of shapes {shapes}, expected {expected}: rows x hidden_size. {_REMEDY}")
-    if look_at_values and any(layer.isnan().any() for layer in states):
-        raise UserError(f"{who} gives NaN among its {what}. {_REMEDY}")
+    if look_at_values and not all(layer.isfinite().all() for layer in states):
+        raise UserError(f"{who} gives NaN or infinity among its {what}. {_REMEDY}")
     return states
 
 
@@ -193,5 +202,10 @@ def _wrong_values(signal: Hidden | Logits | TopK, vocabulary: int) -> str | None
         if not ((mass - 1).abs() < 1e-2).all():
             return "log_probs and tail_log_mass that don't make up a mass of 1"
         return None
-    tensors = [signal.logits] if isinstance(signal, Logits) else [signal.hidden, signal.head.weight]
-    return "NaN for tokens" if any(tensor.isnan().any() for tensor in tensors) else None
+    if isinstance(signal, Hidden):
+        finite = signal.hidden.isfinite().all() and signal.head.weight.isfinite().all()
+        return None if finite else "NaN or infinity for tokens"
+    if signal.logits.isnan().any() or signal.logits.isposinf().any():
+        return "NaN or infinity for tokens"
+    # A token may be excluded, by minus infinity; not all of them.
+    return "minus infinity for every token of a position" if signal.logits.isneginf().all(-1).any() else None

@@ -81,6 +81,15 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
+def check_random_states(states: dict[str, Any]) -> None:
+    """Raise whatever the generators raise of these, and leave them as they are: before a run is gone on with."""
+    now = random_states()
+    try:
+        set_random_states(states)
+    finally:
+        set_random_states(now)
+
+
 def of_all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
     """One of each rank, in their order."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -19,6 +19,7 @@ from lantern_pl.errors import UserError
 from lantern_pl.evaluation.comparison import draw_curves
 from lantern_pl.model_files import MANIFEST, weights_identity
 from lantern_pl.plugins import describe, discover, loaded
+from lantern_pl.private_files import write_private_text
 from lantern_pl.students.student import Student
 
 CONFIG = "config.yaml"
@@ -121,7 +122,7 @@ class RunFolder(Callback):
             config = self.folder / CONFIG
             if config.exists() and config.read_text() != self.config:
                 move_aside(config)
-            config.write_text(self.config)
+            write_private_text(config, self.config)
         trainer.strategy.barrier()
         if self.log:
             trainer.loggers = [CSVLogger(self.folder, name="csv"), TensorBoardLogger(self.folder, name="tensorboard")]

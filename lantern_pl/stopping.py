@@ -6,7 +6,6 @@ import sys
 from types import FrameType
 from typing import Any
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -36,15 +35,13 @@ class StopBetweenBatches(Callback):
     # The first of these two is when Lightning has just put its own handlers in place; it takes back all of them itself.
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._handle(trainer)
+        self._handle()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._handle(trainer)
+        self._handle()
 
-    def _handle(self, trainer: Trainer) -> None:
-        cluster = trainer._accelerator_connector.cluster_environment
-        requeued = isinstance(cluster, SLURMEnvironment) and cluster.auto_requeue  # SIGTERM is then part of it
-        for number in (signal.SIGINT,) if requeued else (signal.SIGINT, signal.SIGTERM):
+    def _handle(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # a shell ignores SIGINT for its jobs in the background
                 signal.signal(number, self._receive)
 

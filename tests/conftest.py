@@ -12,6 +12,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from recording import pytest_collection_modifyitems, record  # noqa: F401  # found here by pytest
 from support import Ran
 
 

@@ -29,7 +29,6 @@ _KNOWN_CODE = re.compile(
     r"|import _virtualenv"
 )
 """What pip's editable installs, setuptools and virtualenv leave. By the code, for a name may be borrowed."""
-_SUSPICIOUS = re.compile(r"exec|eval|base64|subprocess|socket|urllib|requests|popen|system|compile|zlib|marshal|https?:")
 
 
 def python() -> Finding:
@@ -111,16 +110,13 @@ def starting_code(folders: Iterable[Path] | None = None) -> Iterator[Finding]:
     folders = [Path(entry) for entry in sys.path if entry.endswith("packages")] if folders is None else folders
     known, found = [], []
     for path in sorted({path for folder in folders for path in folder.glob("*.pth")}):
-        code = [line for line in path.read_text(errors="replace").splitlines() if _STARTS_CODE.match(line)]
+        code = [line for line in path.read_text("utf-8-sig", errors="replace").splitlines() if _STARTS_CODE.match(line)]
         if not code:
             continue
         if all(_KNOWN_CODE.fullmatch(line.strip()) for line in code):
             known.append(path.name)
-        elif _SUSPICIOUS.search("\n".join(code)):
-            advice = "Look at it, and at the package that it came with; code there runs whenever Python starts."
-            found.append(Finding("start-up code", "problem", str(path), advice))
         else:
-            advice = "It runs code whenever Python starts: look at it once."
-            found.append(Finding("start-up code", "note", str(path), advice))
+            advice = "It runs code whenever Python starts: look at it, and at the package that it came with."
+            found.append(Finding("start-up code", "problem", str(path), advice))
     said = f"{len(known)} .pth files of pip and setuptools" if known else "no .pth file with code"
     yield from found or [Finding("start-up code", "ok", said)]

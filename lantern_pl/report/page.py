@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -21,10 +20,10 @@ from lantern_pl.report.figures import number
 from lantern_pl.report.files import ComparisonFile, as_object
 from lantern_pl.report.graph import Provenance
 from lantern_pl.report.views import CALLED, MODELS, view
+from lantern_pl.secret_values import without_secrets
 from lantern_pl.tasks import Task
 
 TEMPLATE, STYLE = "page.html.jinja", "page.css"
-_SECRET = re.compile(r"(^|_)(api_?key|secret|password|authorization|credentials?|access_token)$", re.IGNORECASE)
 
 
 def render(
@@ -68,9 +67,7 @@ def render(
         total=sum(row["cost"] or 0 for row in labelled),
         recording=costs.recording(provenance),
         training=costs.training(runs),
-        configs={
-            run.name: yaml.safe_dump(_without_secrets(run.config), sort_keys=False, allow_unicode=True) for run in runs
-        },
+        configs={run.name: yaml.safe_dump(without_secrets(run.config), sort_keys=False, allow_unicode=True) for run in runs},
     )
 
 
@@ -109,12 +106,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _without_secrets(value: Any) -> Any:
-    """A config without what may open a door: the page is passed on."""
-    if isinstance(value, dict):
-        return {
-            key: "(left out)" if _SECRET.search(str(key)) and part else _without_secrets(part) for key, part in value.items()
-        }
-    return [_without_secrets(part) for part in value] if isinstance(value, list) else value

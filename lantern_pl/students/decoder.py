@@ -271,8 +271,13 @@ class DecoderStudent(Student):
 
     def ask_teacher_again(self, batch: DecoderBatch) -> None:
         # A teacher that all processes must ask together can't be asked by the one that has met a fault.
-        if self.teacher is not None and self.terms and not self._other_tokenizer and not self.teacher.asked_together:
-            checked_signal(self.teacher, batch.tokens, len(batch.targets), look_at_values=True)
+        if self.teacher is None or self.teacher.asked_together:
+            return
+        if self.terms:
+            asked = self._aligner.align(batch)[0] if self._other_tokenizer else batch
+            checked_signal(self.teacher, asked.tokens, len(asked.targets), look_at_values=True)
+        if self.hidden_states is not None:
+            self.hidden_states.of_tokens(batch.tokens, len(batch.targets), look_at_values=True)
 
     # Evaluation
 

@@ -25,11 +25,12 @@ from lantern_pl.pair_classifier import (
     new_classifier,
     write_classifier,
 )
-from lantern_pl.plugin_checks import check_divergence, check_teacher, checked_level_probs
+from lantern_pl.plugin_checks import check_divergence, check_teacher, checked_level_probs, wrong_level_probs
 from lantern_pl.positions import check_length
 from lantern_pl.prediction.answers import encoder_answers
 from lantern_pl.prediction.loader import Portion
 from lantern_pl.schedules import Scheduled
+from lantern_pl.students.faults import spoil
 from lantern_pl.students.hidden_states import NAME, HiddenStates, HiddenStateTerm
 from lantern_pl.students.student import HIDDEN_WEIGHT, Means, Optimization, Student, check_loss, only_reported
 from lantern_pl.tasks import Task
@@ -180,13 +181,13 @@ class EncoderStudent(Student):
         logits, states = self.classifier.logits_and_layers(batch.inputs, layers)
         output = self._of_levels(batch, logits)
         if self.hidden_states is not None:
-            teacher = self.hidden_states.of_pairs(batch.pairs, self.task, logits.device)
+            teacher = self.hidden_states.of_pairs(batch.pairs, self.task, logits.device, look_at_values=not self.training)
             output = self.hidden_states.add(output, states, teacher)
         return output, logits
 
     def _of_levels(self, batch: EncoderBatch, logits: Tensor) -> MixtureOutput:
         """The loss without the hidden states' term."""
-        known = self._distributions(batch) if self.terms else None
+        known, wrong = self._distributions(batch) if self.terms else (None, None)
         levels = batch.levels
         if known is not None:
             # A pair annotated with votes alone: its most frequent level is its label.
@@ -202,18 +203,34 @@ class EncoderStudent(Student):
             row_weights=torch.ones(len(logits), device=logits.device),
             logits_before=self.logits_before(logits.shape[-1]),
         )
-        return only_reported(output, logits) if reported else output
+        output = only_reported(output, logits) if reported else output
+        return output if wrong is None else spoil(output, wrong)
 
-    def _distributions(self, batch: EncoderBatch) -> Tensor:
-        """The level distribution [B, K] of each pair, from the teacher (asked once for each pair) or the annotations."""
+    def _distributions(self, batch: EncoderBatch) -> tuple[Tensor, Tensor | None]:
+        """The level distribution [B, K] of each pair, from the teacher (asked once for each pair) or the annotations; and
+        for which of them [B] the teacher's answer is none, if for any. Outside of training, such an answer is refused."""
         if self.teacher is None:
             _check_distributions(batch.pairs)
-            return batch.level_probs
+            return batch.level_probs, None
+        answers: dict[Pair, Tensor] = {}
         new = [pair for pair in batch.pairs if pair not in self._level_probs]
         if new:
-            probs = checked_level_probs(self.teacher, new, self.task).cpu()
-            self._level_probs |= dict(zip(new, probs, strict=True))
-        return torch.stack([self._level_probs[pair] for pair in batch.pairs]).to(batch.levels.device)
+            probs = checked_level_probs(self.teacher, new, self.task, look_at_values=not self.training).cpu()
+            answers = dict(zip(new, probs, strict=True))
+            right = ~wrong_level_probs(probs)
+            self._level_probs |= {pair: probs[at] for at, pair in enumerate(new) if right[at]}
+        known = torch.stack([answers[pair] if pair in answers else self._level_probs[pair] for pair in batch.pairs])
+        wrong = wrong_level_probs(known)
+        if not bool(wrong.any()):
+            return known.to(batch.levels.device), None
+        known[wrong] = 1 / len(self.levels)
+        return known.to(batch.levels.device), wrong.to(batch.levels.device)
+
+    def ask_teacher_again(self, batch: EncoderBatch) -> None:
+        if self.teacher is not None and self.terms:
+            checked_level_probs(self.teacher, batch.pairs, self.task)
+        if self.hidden_states is not None:
+            self.hidden_states.of_pairs(batch.pairs, self.task, torch.device("cpu"))
 
     # Evaluation
 

@@ -31,35 +31,71 @@ class Watch:
     def clear(self) -> None:
         self._seen = []
 
-    def fault(self, step: int, ask_again: Callable[[Any], object]) -> str:
+    def fault(
+        self,
+        step: int,
+        ask_again: Callable[[Any], object],
+        parameters: Iterable[tuple[str, nn.Parameter]] = (),
+        processes: int = 1,
+    ) -> str:
         """What made the step bad, in a sentence without any text of a pair.
 
         Args:
             step: the optimizer step.
             ask_again: asks the teacher about a batch and looks at every value of its answer; raises UserError, which names
                 the teacher, where that isn't right.
+            parameters: the student's, with their names and gradients.
+            processes: how many train together; each sees its own pairs alone.
         """
         for batch, output in self._seen:
             bad = {name: ~values.isfinite() for name, values in output.terms.items()}
             terms = [name for name, rows in bad.items() if bool(rows.any())]
             if not terms and bool(output.loss.isfinite()):
                 continue
+            ids = [pair for name in terms for pair in _pairs_of(batch, bad[name])] or _ids(batch)
             try:
                 ask_again(batch)
             except UserError as error:
-                return f"Step {step}: {error}"
+                return f"Step {step}: {error} It was asked about the pairs {_listed(ids)}."
             if terms:
-                ids = list(dict.fromkeys(pair for name in terms for pair in _pairs_of(batch, bad[name])))
-                more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
                 return (
-                    f"Step {step}: {' and '.join(terms)} isn't finite for the pairs "
-                    f"{', '.join(map(repr, ids[:_NAMED]))}{more}; the teacher's answers about them are finite."
+                    f"Step {step}: {' and '.join(terms)} isn't finite for the pairs {_listed(ids)}; a teacher, asked again "
+                    "about them, gives finite answers."
                 )
-        where = "on another process" if self._all_finite() else "of these pairs together"
-        return f"Step {step}: the loss or its gradient isn't finite ({where})."
+            return (
+                f"Step {step}: the loss summed over the pairs {_listed(ids)} isn't finite, though each of its terms "
+                f"({', '.join(output.terms)}) is for each of them."
+            )
+        ids = [pair for batch, _ in self._seen for pair in _ids(batch)]
+        terms = list(dict.fromkeys(name for _, output in self._seen for name in output.terms))
+        bad_gradients = [name for name, each in parameters if each.grad is not None and not bool(each.grad.isfinite().all())]
+        what = f"the gradient of {bad_gradients[0]}" if bad_gradients else "the loss or its gradient"
+        if len(bad_gradients) > 1:
+            what += f" (and of {len(bad_gradients) - 1} more)"
+        others = ", or it comes from another process" if processes > 1 else ""
+        return (
+            f"Step {step}: {what} isn't finite, though the loss is: it's that of {', '.join(terms)} on the pairs "
+            f"{_listed(ids)}{others}."
+        )
 
-    def _all_finite(self) -> bool:
-        return all(bool(output.loss.isfinite()) for _, output in self._seen)
+
+def _ids(batch: Any) -> list[str]:
+    return [pair.pair_id for pair in batch.pairs]
+
+
+def _listed(ids: Iterable[str]) -> str:
+    """The first of some ids."""
+    ids = list(dict.fromkeys(ids))
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return ", ".join(map(repr, ids[:_NAMED])) + more
+
+
+def spoil(output: MixtureOutput, rows: Tensor) -> MixtureOutput:
+    """The output as it is where nothing is known of the rows [N] (true: unknown): NaN, which stops or skips the step on all
+    processes alike, after all have done their share of it."""
+    unknown = torch.where(rows, torch.nan, 0.0)
+    terms = {name: values + unknown.to(values.dtype) for name, values in output.terms.items()}
+    return MixtureOutput(output.loss + unknown.sum(), terms)
 
 
 def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> bool:
@@ -77,5 +113,5 @@ def _pairs_of(batch: Any, rows: Tensor) -> list[str]:
     else:
         owner = torch.arange(len(batch.pairs), device=rows.device)
     if len(owner) != len(rows):
-        return [pair.pair_id for pair in batch.pairs]
+        return _ids(batch)
     return [batch.pairs[index].pair_id for index in owner[rows].unique().tolist()]

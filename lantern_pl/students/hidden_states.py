@@ -93,20 +93,25 @@ class HiddenStateTerm(nn.Module):
             for _ in (settings.layers if settings.project else [])
         )
 
-    def of_tokens(self, batch: TokenBatch, rows: int) -> list[Tensor]:
-        """The teacher's hidden states [rows, d] at the batch's positions, a tensor for each pair of layers."""
-        look = not self._was_checked
+    def of_tokens(self, batch: TokenBatch, rows: int, look_at_values: bool = False) -> list[Tensor]:
+        """The teacher's hidden states [rows, d] at the batch's positions, a tensor for each pair of layers. Their values are
+        looked at the first time, and when asked to."""
+        look = look_at_values or not self._was_checked
         self._was_checked = True
         return checked_token_hidden_states(self._teacher, batch, rows, self.teacher_layers, look_at_values=look)
 
-    def of_pairs(self, pairs: Sequence[Pair], task: Task, device: torch.device) -> list[Tensor]:
-        """The teacher's hidden states [B, d] of pairs, a tensor for each pair of layers. It's asked once for each pair."""
+    def of_pairs(self, pairs: Sequence[Pair], task: Task, device: torch.device, look_at_values: bool = True) -> list[Tensor]:
+        """The teacher's hidden states [B, d] of pairs, a tensor for each pair of layers. It's asked once for each pair, but
+        for those whose answer isn't finite, which is refused with `look_at_values`."""
         new = [pair for pair in pairs if pair not in self._of_pairs]
+        answers: dict[Pair, list[Tensor]] = {}
         if new:
-            states = checked_pair_hidden_states(self._teacher, new, task, self.teacher_layers)
+            states = checked_pair_hidden_states(self._teacher, new, task, self.teacher_layers, look_at_values)
             rows = zip(*(layer.cpu() for layer in states), strict=True)
-            self._of_pairs |= {pair: list(row) for pair, row in zip(new, rows, strict=True)}
-        by_layer = zip(*(self._of_pairs[pair] for pair in pairs), strict=True)
+            answers = {pair: list(row) for pair, row in zip(new, rows, strict=True)}
+            self._of_pairs |= {pair: row for pair, row in answers.items() if all(layer.isfinite().all() for layer in row)}
+        found = (answers[pair] if pair in answers else self._of_pairs[pair] for pair in pairs)
+        by_layer = zip(*found, strict=True)
         return [torch.stack(rows).to(device) for rows in by_layer]
 
     def add(self, output: MixtureOutput, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> MixtureOutput:

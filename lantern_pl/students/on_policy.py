@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -34,6 +35,14 @@ class ServedStudent:
     """Name of the served model."""
     timeout: float = 120.0
     """Seconds to wait for an answer."""
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                "model.on_policy.server.url holds more than an address: leave out the user, the password and what follows a "
+                "question mark. The server has to be one that asks for no key."
+            )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.fsdp2 import FSDP2, check_strategy, whole_weights
 from lantern_pl.plugin_checks import ask
-from lantern_pl.resume import go_to_place, of_all_ranks, random_states, set_random_states, settle
+from lantern_pl.resume import check_random_states, go_to_place, of_all_ranks, random_states, set_random_states, settle
 from lantern_pl.schedules import Progress, Schedule, Scheduled, extremes, first, last, value_at
 from lantern_pl.sharding import shard_student
 from lantern_pl.students.faults import OnFault, Watch, gradients_are_finite
@@ -352,7 +352,8 @@ class Student(LightningModule, ABC):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if math.isfinite(loss) and (scaled or gradients_are_finite(self.parameters())):
             return
-        fault = self._watch.fault(self.trainer.global_step, self.ask_teacher_again)
+        parameters, world = self.named_parameters(), self.trainer.world_size
+        fault = self._watch.fault(self.trainer.global_step, self.ask_teacher_again, parameters, world)
         if self.optimization.not_finite == "stop":
             raise UserError(
                 f"{fault} No weight was changed by it. A lower learning rate or trainer.gradient_clip_val often helps; "
@@ -464,6 +465,7 @@ class Student(LightningModule, ABC):
         states = checkpoint.get(_RANDOM, [])
         if len(states) == self.trainer.world_size:
             self._random_to_set = states[self.trainer.global_rank]
+            check_random_states(self._random_to_set)
         elif self.trainer.state.fn == TrainerFn.FITTING:
             rank_zero_warn(
                 f"The checkpoint has the random numbers' state of {len(states)} processes, and there are "

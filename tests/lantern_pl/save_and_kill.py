@@ -21,7 +21,7 @@ def save_until_killed(folder: Path, step: int, said: int) -> None:
         step += 1
         # Every other checkpoint replaces one of the same name; of the others, the newest few stay.
         path = folder / ("again.ckpt" if step % 2 else f"step={step}.ckpt")
-        keeper.save_checkpoint({"step": step, "weights": torch.full((250_000,), float(step))}, path)
+        keeper.save_checkpoint({"global_step": step, "weights": torch.full((250_000,), float(step))}, path)
         os.write(said, f"{step}\n".encode())
         keeper.remove_checkpoint(folder / f"step={step - 2 * KEPT}.ckpt")
 
@@ -46,8 +46,8 @@ def main(folder: Path, kills: int) -> None:
             saved = int((first + rest.read()).split()[-1])
         path, skipped = newest_good(folder)
         found = read_checkpoint(path)
-        whole = bool((found["weights"] == found["step"]).all())
-        step = found["step"]
+        whole = bool((found["weights"] == found["global_step"]).all())
+        step = found["global_step"]
         unfinished = len(list(folder.glob(".*")))
         print(json.dumps({"saved": saved, "found": step, "whole": whole, "skipped": skipped, "unfinished": unfinished}))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recording import Record
 from support import Ran
 
 from lantern_pl.checkpoints import DurableCheckpoints, fault_of, newest_good, read_checkpoint
@@ -22,7 +23,7 @@ QUICK = ("--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0", "-
 
 
 def save(path: Path, step: int) -> None:
-    DurableCheckpoints().save_checkpoint({"step": step, "weights": torch.full((1000,), float(step))}, path)
+    DurableCheckpoints().save_checkpoint({"global_step": step, "weights": torch.full((1000,), float(step))}, path)
 
 
 def flip_a_byte(path: Path) -> None:
@@ -34,7 +35,7 @@ def flip_a_byte(path: Path) -> None:
 @pytest.mark.parametrize(
     "kills", [pytest.param(10, id="few"), pytest.param(100, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )
-def test_whenever_it_is_killed_the_last_whole_checkpoint_is_found(tmp_path: Path, kills: int) -> None:
+def test_whenever_it_is_killed_the_last_whole_checkpoint_is_found(tmp_path: Path, kills: int, record: Record) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     # On another file system, from which a rename would be a copy.
@@ -54,6 +55,11 @@ def test_whenever_it_is_killed_the_last_whole_checkpoint_is_found(tmp_path: Path
     assert any(found["unfinished"] for found in rounds), "no kill came during a saving"
     save(folder / "step=0.ckpt", 0)
     assert not list(folder.glob(".*"))
+    record(
+        "SIGKILL at random moments of saving a checkpoint, TMPDIR on another file system",
+        found=f"{kills} kills, 0 unreadable resumes",
+        goal="0 unreadable",
+    )
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -66,7 +72,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
             save(path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert read_checkpoint(newest_good(tmp_path)[0])["step"] == 1
+    assert read_checkpoint(newest_good(tmp_path)[0])["global_step"] == 1
     assert not list(tmp_path.glob(".*"))
 
 
@@ -94,7 +100,7 @@ def test_damage_is_seen_and_an_older_checkpoint_taken(tmp_path: Path, harm: Call
     with pytest.raises(UserError, match=r"step=2\.ckpt' is damaged"):
         DurableCheckpoints().load_checkpoint(tmp_path / "step=2.ckpt")
     flip_a_byte(tmp_path / "step=1.ckpt")
-    with pytest.raises(UserError, match=r"No checkpoint in .* is whole: step=1.*; step=2.*Start the run anew"):
+    with pytest.raises(UserError, match=r"No checkpoint in .* is whole: step=2.*; step=1.*Start the run anew"):
         newest_good(tmp_path)
 
 
@@ -104,6 +110,63 @@ def test_one_without_its_hash_is_tried(tmp_path: Path) -> None:
     assert fault_of(tmp_path / "step=1.ckpt") is None
     cut(tmp_path / "step=1.ckpt")
     assert "can't be read" in str(fault_of(tmp_path / "step=1.ckpt"))
+
+
+def test_the_last_is_the_one_of_most_steps_whatever_its_files_time(tmp_path: Path) -> None:
+    for name, step in (("b", 2), ("c", 3), ("a", 1)):
+        save(tmp_path / f"{name}.ckpt", step)
+    assert newest_good(tmp_path) == (tmp_path / "c.ckpt", [])
+    os.utime(tmp_path / "c.ckpt", (1, 1))
+    assert newest_good(tmp_path) == (tmp_path / "c.ckpt", [])
+    save(tmp_path / "d.ckpt", 3)
+    assert newest_good(tmp_path)[0] == tmp_path / "d.ckpt"
+    os.utime(tmp_path / "d.ckpt", (0, 0))
+    assert newest_good(tmp_path)[0] == tmp_path / "c.ckpt"
+    cut(tmp_path / "c.ckpt")  # of which only the name may tell how far it was
+    path, skipped = newest_good(tmp_path)
+    assert path == tmp_path / "d.ckpt"
+    assert [said.partition(" ")[0] for said in skipped] == ["c.ckpt"]
+
+
+def test_one_without_its_hash_is_used_and_said_to_be(lantern: Lantern, tiny_encoder_config: Path, tmp_path: Path) -> None:
+    assert lantern("fit", "--config", tiny_encoder_config, *QUICK).code == 0
+    good, _ = newest_good(tmp_path / "run" / "checkpoints")
+    good.with_name(f"{good.name}.sha256").unlink()
+    with pytest.warns(UserWarning, match=r"has no \.sha256 beside it"):
+        ran = lantern("fit", "--config", tiny_encoder_config, *QUICK[:-1], "--trainer.max_steps=3", "--ckpt_path=last")
+    assert ran.code == 0, ran.err
+
+
+def test_a_full_disk_within_a_fit_is_said_and_the_run_goes_on_later(
+    tiny_encoder_config: Path, tmp_path: Path, record: Record
+) -> None:
+    """In a process of its own, whose files may not grow beyond what one checkpoint takes."""
+    command = [sys.executable, "-m", "lantern_pl", "fit", "--config", str(tiny_encoder_config), *QUICK[:-1]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.run([*command, "--trainer.max_steps=1"], capture_output=True, text=True, env=environment)
+    assert first.returncode == 0, first.stderr
+    good, _ = newest_good(tmp_path / "run" / "checkpoints")
+    limit = good.stat().st_size // 2
+    again = [*command, "--trainer.max_steps=3", "--ckpt_path=last"]
+    full = subprocess.run(
+        again,
+        capture_output=True,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert full.returncode == 2, full.stderr
+    assert "can't write" in full.stderr
+    assert "File too large" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert newest_good(tmp_path / "run" / "checkpoints") == (good, [])
+    last = subprocess.run(again, capture_output=True, text=True, env=environment)
+    assert last.returncode == 0, last.stderr
+    record(
+        "A disk that is full when a fit saves",
+        found="exit 2, the last good checkpoint stays, and the run goes on from it",
+        goal="the last good one is kept",
+    )
 
 
 def test_a_removed_checkpoint_takes_its_hash_along(tmp_path: Path) -> None:

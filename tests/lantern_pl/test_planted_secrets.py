@@ -7,13 +7,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from recording import Record
 from support import Ran
 
+from lantern_pl.errors import UserError
+from lantern_pl.students.on_policy import ServedStudent
+
 Lantern = Callable[..., Ran]
+pytestmark = pytest.mark.reliability
 KEY = "sk-planted-6c1f0e5b2a9d4837"
 ADDRESS = "planted.person@example.org"
 PLANTED = (KEY, ADDRESS)
+OWN_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "torch")
 
 
 @pytest.fixture
@@ -36,15 +43,31 @@ def logged() -> Iterator[list[str]]:
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage() + (record.exc_text or ""))
+            lines.append(self.format(record))  # with the traceback, where there is one
 
-    root, keep = logging.getLogger(), Keep()
-    level = root.level
-    root.setLevel(logging.DEBUG)
-    root.addHandler(keep)
+    keep = Keep()
+    # These don't pass on what they log.
+    import transformers  # noqa: F401  # which sets up its own, as Lightning has
+
+    apart = [name for name, each in logging.root.manager.loggerDict.items() if not getattr(each, "propagate", True)]
+    loggers = [logging.getLogger(), *map(logging.getLogger, {*apart, *OWN_LOGGERS})]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.DEBUG)
+        each.addHandler(keep)
     yield lines
-    root.removeHandler(keep)
-    root.setLevel(level)
+    for each, level in zip(loggers, levels, strict=True):
+        each.removeHandler(keep)
+        each.setLevel(level)
+
+
+def test_whatever_is_logged_is_looked_at(logged: list[str]) -> None:
+    for name in ("anything", *OWN_LOGGERS):
+        try:
+            raise ValueError(f"of {name} {KEY}")
+        except ValueError:
+            logging.getLogger(name).exception("said by %s", name)
+        assert any(f"said by {name}" in line and f"of {name} {KEY}" in line for line in logged), name
 
 
 def files_with(planted: str, folder: Path) -> list[str]:
@@ -71,6 +94,7 @@ def test_a_run_and_its_export_keep_them_to_themselves(
     tiny_encoder_config: Path,
     tiny_decoder_config: Path,
     tmp_path: Path,
+    record: Record,
 ) -> None:
     config = {"encoder": tiny_encoder_config, "decoder": tiny_decoder_config}[kind]
     options = ["--config", config, f"--data.path={planted}", "--model.optimization.learning_rate=0.001"]
@@ -93,6 +117,11 @@ def test_a_run_and_its_export_keep_them_to_themselves(
     checkpoints = list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
     assert checkpoints
     assert all(files_with("state_dict", path.parent) for path in checkpoints), "the search doesn't look into checkpoints"
+    record(
+        f"A key in the environment and an e-mail address in every text: fit, resume, fault and export ({kind})",
+        found=f"in none of {len(logged):,} log lines, nor in what was printed, saved or exported",
+        goal="in no log, exception, checkpoint or export",
+    )
 
 
 def test_a_row_that_cannot_be_read_is_named_and_not_quoted(
@@ -105,6 +134,88 @@ def test_a_row_that_cannot_be_read_is_named_and_not_quoted(
         assert ran.code == 2
         assert f"{planted}:4" in ran.err
         assert ADDRESS not in ran.out + ran.err
+
+
+@pytest.fixture
+def keyed_teacher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A teacher of the user's own that takes a key as it is, and one by default."""
+    (tmp_path / "keyed.py").write_text(
+        "from lantern_pl.teachers.rule_based import RubricTeacher\n\n\n"
+        "class Keyed(RubricTeacher):\n"
+        f"    def __init__(self, url: str = 'http://user:{KEY}@host/v1', api_key: str = '{KEY}') -> None:\n"
+        "        super().__init__()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LANTERN_ALLOW_IMPORTS", "keyed")
+    return "keyed.Keyed"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"api_key": KEY}, "init_args.api_key"),
+        ({"api_key": [KEY]}, "init_args.api_key"),
+        ({"url": f"https://me:{KEY}@example.org/v1"}, "init_args.url"),
+        ({"url": f"https://{KEY}@example.org"}, "init_args.url"),
+    ],
+)
+def test_a_key_that_a_class_would_take_is_refused(
+    lantern: Lantern, keyed_teacher: str, tiny_encoder_config: Path, tmp_path: Path, given: dict[str, object], named: str
+) -> None:
+    config = yaml.safe_load(tiny_encoder_config.read_text())
+    teacher = {"class_path": keyed_teacher, "init_args": given}
+    config["model"]["init_args"]["teacher"] = teacher
+    with_key = tmp_path / "with_key.yaml"
+    with_key.write_text(yaml.safe_dump(config))
+    (option, value), *_ = given.items()
+    class_given = f"--model.teacher={keyed_teacher}"
+    for arguments in (
+        ["--config", with_key],
+        ["--config", tiny_encoder_config, f"--model.teacher={json.dumps(teacher)}"],
+        ["--config", tiny_encoder_config, class_given, f"--model.teacher.{option}={value}"],
+        ["--config", tiny_encoder_config, class_given, f"--model.teacher.init_args.{option}", value],
+    ):
+        ran = lantern("fit", *arguments)
+        assert ran.code == 2, ran.err
+        assert "may hold no secrets" in ran.err
+        assert option in ran.err
+        assert KEY not in ran.out + ran.err
+    assert named in lantern("fit", "--config", with_key).err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_key_in_a_checkpoints_config_is_refused(
+    lantern: Lantern, keyed_teacher: str, tiny_encoder_config: Path, tmp_path: Path
+) -> None:
+    assert lantern("fit", "--config", tiny_encoder_config).code == 0
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    config = yaml.safe_load(checkpoint["lantern_config"])
+    config["model"]["init_args"]["teacher"] = {"class_path": keyed_teacher, "init_args": {"api_key": KEY}}
+    torch.save(checkpoint | {"lantern_config": yaml.safe_dump(config)}, tmp_path / "keyed.ckpt")
+    ran = lantern("fit", "--config", tiny_encoder_config, "--ckpt_path", tmp_path / "keyed.ckpt")
+    assert ran.code == 2
+    assert "api_key" in ran.err
+    assert KEY not in ran.out + ran.err
+
+
+def test_a_key_that_a_class_has_by_default_is_not_kept(
+    lantern: Lantern, keyed_teacher: str, tiny_encoder_config: Path, tmp_path: Path
+) -> None:
+    options = ("--config", tiny_encoder_config, f"--model.teacher={keyed_teacher}")
+    ran = lantern("fit", *options)
+    assert ran.code == 0, ran.err
+    resumed = lantern("fit", *options, "--trainer.max_steps=3", "--ckpt_path=last")
+    assert resumed.code == 0, resumed.err
+    assert KEY not in ran.out + ran.err + resumed.out + resumed.err
+    assert files_with(KEY, tmp_path / "run") == []
+    assert (tmp_path / "run" / "config.yaml").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_served_student_has_no_password() -> None:
+    with pytest.raises(UserError, match=r"model\.on_policy\.server\.url") as refused:
+        ServedStudent(f"http://me:{KEY}@host/v1", "m")
+    assert KEY not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["api_key", "key", "token"])

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from http_chat import HTTPChat, RubricServer
+from recording import Record
 from support import REPOSITORY
 
 from lantern_pl.data.sample import make_pairs
@@ -37,7 +38,7 @@ def start(config: Path) -> subprocess.Popen[bytes]:
     ("kills", "wanted"),
     [pytest.param(2, 200, id="few"), pytest.param(50, 3000, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1500)])],
 )
-def test_a_killed_run_loses_nothing(tmp_path: Path, server: RubricServer, kills: int, wanted: int) -> None:
+def test_a_killed_run_loses_nothing(tmp_path: Path, server: RubricServer, kills: int, wanted: int, record: Record) -> None:
     pairs = make_pairs(wanted, seed=7)  # of which no two ask the same question
     jobs, candidates = set(), set()
     count = 0
@@ -76,6 +77,11 @@ def test_a_killed_run_loses_nothing(tmp_path: Path, server: RubricServer, kills:
         assert store.execute("SELECT count(DISTINCT key) FROM units").fetchone() == (answers,) == (rows,)
     found = pq.read_table(labels / "labels.parquet", columns=["pair_id"]).to_pylist()
     assert [row["pair_id"] for row in found] == [pair["pair_id"] for pair in pairs[:count]]
+    record(
+        f"SIGKILL of `lantern label` at random moments, {HTTPChat.max_in_flight} calls in flight",
+        found=f"{kills} kills: {rows:,} answers, 0 lost, {server.asked.total() - rows} asked twice",
+        goal="0 lost, at most those in flight asked twice",
+    )
 
 
 def test_interrupted_once_it_finishes_what_is_in_flight(tmp_path: Path, server: RubricServer) -> None:

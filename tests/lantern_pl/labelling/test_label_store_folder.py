@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording import Record
 from store_samples import ATTEMPT, answered, as_nobody, decision, fork, fork_and_hear
 from support import REPOSITORY
 
@@ -350,7 +351,7 @@ with LabelStore(Path(sys.argv[1])) as store:
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_and_5_000_rows_a_second_are_written(folder: Path) -> None:
+def test_memory_stays_flat_and_5_000_rows_a_second_are_written(folder: Path, record: Record) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", _MANY, folder, folder.parent], capture_output=True, text=True, cwd=REPOSITORY
     )
@@ -361,3 +362,10 @@ def test_memory_stays_flat_and_5_000_rows_a_second_are_written(folder: Path) -> 
     assert after - before < 4
     # A machine on which SQLite alone is slow, or that is busy with other things, can't show it.
     assert max(rate / min(5000, bare / 3) for rate, bare in turns) >= 1
+    best, bare = max(turns)
+    record(
+        "Rows that the label store writes, each on the disk before it counts",
+        found=f"{best:,.0f} rows/s ({best / bare:.0%} of bare SQLite's)",
+        goal="5,000 rows/s, or a third of bare SQLite's",
+    )
+    record("Memory of the label store", found=f"{after - before:+.1f} MiB from 4,000 to 20,000 rows", goal="less than 4 MiB")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from harm import harmed_bytes, manifest_of, write_manifest
+from recording import Record
 from safetensors.torch import load_file, save_file
 
 from lantern_pl.cli import main
@@ -202,17 +203,23 @@ def set_of_each_form(request: pytest.FixtureRequest, cache_config: Path, tmp_pat
 
 
 def test_harmed_files_give_typed_errors(set_of_each_form: Path, tmp_path: Path) -> None:
-    fuzz(Path(shutil.copytree(set_of_each_form, tmp_path / "harmed")), 100)
+    assert fuzz(Path(shutil.copytree(set_of_each_form, tmp_path / "harmed")), 100)
 
 
 @pytest.mark.slow
-def test_thousands_of_harmed_files_give_typed_errors(set_of_each_form: Path, tmp_path: Path) -> None:
-    fuzz(Path(shutil.copytree(set_of_each_form, tmp_path / "harmed")), 3000)
+def test_thousands_of_harmed_files_give_typed_errors(set_of_each_form: Path, tmp_path: Path, record: Record) -> None:
+    refused = fuzz(Path(shutil.copytree(set_of_each_form, tmp_path / "harmed")), 3000)
+    record(
+        f"Shards, heads and manifests ({set_of_each_form.name}) with flipped, cut, repeated and foreign bytes, most with a "
+        "right checksum",
+        found=f"3,000 files: {refused:,} refused with a typed error, the others read as before; no crash, below 1 s each",
+        goal="typed errors alone",
+    )
 
 
-def fuzz(folder: Path, rounds: int) -> None:
+def fuzz(folder: Path, rounds: int) -> int:
     """Harm a shard, the head or the manifest, put the checksum right most of the time, and read: a UserError, or a signal of
-    the same form."""
+    the same form. Returns how many were refused."""
     import time
 
     rng = Random(7)
@@ -247,6 +254,7 @@ def fuzz(folder: Path, rounds: int) -> None:
         (folder / "manifest.json").write_bytes(intact["manifest.json"])
     assert refused > rounds / 2
     assert _high_water_mb() - memory < 200
+    return refused
 
 
 def _high_water_mb() -> float:
