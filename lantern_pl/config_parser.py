@@ -39,11 +39,12 @@ class ConfigParser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """As ever, without secrets and without functions: what a config names is made, never called."""
-        for key, value in _options(args or []):
+        words = as_declared(sys.argv[1:] if args is None else args, self._option_string_actions)
+        for key, value in _options(words):
             refuse_secrets({key: value}, "The command line")
         given = _parses.set(True)
         try:
-            config = super().parse_args(args, *rest, **options)
+            config = super().parse_args(words, *rest, **options)
         finally:
             _parses.reset(given)
         for key, function in _functions(config):
@@ -63,10 +64,6 @@ class ConfigParser(ArgumentParser):
         if any(action.dest in ("model", "teacher") for action in self._actions):
             parts.append(_plugins_by_kind())
         return "\n".join(parts)
-
-    def parse_args(self, args: Any = None, *rest: Any, **keys: Any) -> Any:
-        given = sys.argv[1:] if args is None else args
-        return super().parse_args(as_declared(given, self._option_string_actions), *rest, **keys)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         parsers = [self, *(parser for action in self._actions for parser in _subparsers(action))]
