@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -84,9 +84,40 @@ class Budget:
             raise UserError(f"budget is {limit}: give a number above 0.")
         self.limit = limit
         self.spent = 0.0
-        self._price = price
+        self.price = price
         self._set_aside = 0.0
         self._change = asyncio.Condition()
+
+    def most(self, request: ChatRequest) -> float:
+        """The highest cost that a question can have; 0 where there's no limit."""
+        if self.limit is None or self.price is None:
+            return 0.0
+        # A token is at least one byte of UTF-8; some tokens of roles and templates come with each message.
+        longest = sum(len(message["content"].encode()) + 64 for message in request.messages)
+        return self.price.of(longest, request.max_tokens)
+
+    def cost(self, replies: Sequence[ChatReply]) -> float:
+        """What replies have cost, as far as the budget goes."""
+        return sum(self.price.of(reply.prompt_tokens, reply.completion_tokens) for reply in replies) if self.price else 0.0
+
+    async def set_aside(self, most: float) -> None:
+        """Wait until so much can be paid. Raises OutOfBudget where waiting won't help."""
+        async with self._change:
+            while self.limit is not None and self.spent + self._set_aside + most > self.limit:
+                if not self._set_aside:
+                    raise OutOfBudget
+                await self._change.wait()
+            self._set_aside += most
+
+    async def settle(self, most: float, spent: float) -> None:
+        """Give back what was set aside, but for what was spent."""
+        async with self._change:
+            # Rounding could leave a trace of what was set aside, and nobody would be left to wait for.
+            self._set_aside = max(0.0, self._set_aside - most)
+            if self._set_aside < 1e-12:
+                self._set_aside = 0.0
+            self.spent += spent
+            self._change.notify_all()
 
     @asynccontextmanager
     async def question(self, request: ChatRequest) -> AsyncIterator[list[ChatReply]]:
@@ -95,26 +126,9 @@ class Budget:
         A question that failed without a reply is taken to have cost nothing. Raises OutOfBudget where waiting won't help.
         """
         replies: list[ChatReply] = []
-        if self.limit is None or self._price is None:
-            yield replies
-            return
-        # A token is at least one byte of UTF-8; some tokens of roles and templates come with each message.
-        longest = sum(len(message["content"].encode()) + 64 for message in request.messages)
-        most = self._price.of(longest, request.max_tokens)
-        async with self._change:
-            while self.spent + self._set_aside + most > self.limit:
-                if not self._set_aside:
-                    raise OutOfBudget
-                await self._change.wait()
-            self._set_aside += most
+        most = self.most(request)
+        await self.set_aside(most)
         try:
             yield replies
         finally:
-            async with self._change:
-                # Rounding could leave a trace of what was set aside, and nobody would be left to wait for.
-                self._set_aside = max(0.0, self._set_aside - most)
-                if self._set_aside < 1e-12:
-                    self._set_aside = 0.0
-                for reply in replies:
-                    self.spent += self._price.of(reply.prompt_tokens, reply.completion_tokens)
-                self._change.notify_all()
+            await self.settle(most, self.cost(replies) if self.limit is not None else 0.0)

@@ -61,7 +61,8 @@ def label_command(argv: list[str]) -> int:
         else:
             run = WholeRun(config, pairs, store, options.retry_quarantined)
             left = sum(1 for _ in run.unanswered())
-            console.print(f"{left:,} of {len(pairs):,} pairs to label, in this process: that costs time and no money.")
+            where = "in this process" if config.engine == "local" else "by the workers of a Ray cluster"
+            console.print(f"{left:,} of {len(pairs):,} pairs to label, {where}: that costs time and no money.")
         began = time.perf_counter()
         failure = _run(run, console)
         labels = (run.label(pair) for pair in pairs)
@@ -125,7 +126,11 @@ def _run(run: StagedRun | WholeRun, console: Console) -> UserError | None:
         signal.signal(number, stop)
     try:
         with Display(console) as display:
-            if isinstance(run, StagedRun):
+            if run.config.engine == "ray":
+                from lantern_pl.labelling.on_ray import run_on_ray
+
+                run_on_ray(run, display.tell)
+            elif isinstance(run, StagedRun):
                 asyncio.run(run.run(display.tell))
             else:
                 run.run(display.tell)

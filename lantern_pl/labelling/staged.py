@@ -4,36 +4,19 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
 from typing import Any
 
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.labelling.account import Budget, OutOfBudget, Price, Tally
-from lantern_pl.labelling.answers import REFUSED, TRUNCATED, BadAnswer, read_answer, repair_messages
+from lantern_pl.labelling.account import Budget, OutOfBudget, Tally
+from lantern_pl.labelling.asking import FAILED, Asked, Asker, Unit
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.labels import NOT_ASKED, Label, NoLabel, majority
 from lantern_pl.labelling.store import Answered, LabelStore
 from lantern_pl.tasks.guide import TEXTS, Stage, compact
 from lantern_pl.tasks.schema import json_schema, model_of
-from lantern_pl.teachers.chat import Attempt, ChatFailed, ChatReply, ChatRequest
-
-FAILED = "failed"
-"""The finish reason of a question that got no answer at all: it's asked again in the next run."""
-INCURABLE = frozenset({TRUNCATED, REFUSED})
-"""What another turn wouldn't put right."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One question: a stage about a job, a candidate or a pair. `pair` is one of those that it serves."""
-
-    stage: Stage
-    subject: str
-    pair: Pair
-    sample: int
-    request: ChatRequest
-    key: str
+from lantern_pl.teachers.chat import ChatFailed, ChatRequest
 
 
 class StagedRun:
@@ -59,9 +42,10 @@ class StagedRun:
         self.stages = config.guide.plan(self.levels)
         self.teacher = config.teacher
         self.teacher_key = config.teacher.cache_key()
+        self._asker = Asker(config, self.teacher_key, budget)
         self.tallies = {stage.name: Tally() for stage in self.stages}
         self.stopping = False
-        self._failed: ChatFailed | None = None
+        self._failure: str | None = None
         self._out_of_budget = False
         self._deciding = next(stage.name for stage in self.stages if "level" in stage.output)
         self._explaining = next(stage.name for stage in self.stages if "explanation" in stage.output)
@@ -141,27 +125,49 @@ class StagedRun:
         await self.teacher.get_ready_to_chat()
         try:
             for stage in self.stages:
-                tally = self.tallies[stage.name]
-                tally.total = sum(1 for _ in self.subjects(stage)) * self.samples(stage)
+                tally = self.begin(stage)
                 tell(stage.name, tally)
-                units = self.units(stage)
+                units = self.unsettled(stage, tally)
                 try:
                     async with asyncio.TaskGroup() as workers:
                         for _ in range(self.teacher.max_in_flight):
                             workers.create_task(self._work(stage.name, units, tally, tell))
                 except ExceptionGroup as group:
                     raise group.exceptions[0] from None
-                if self._failed is not None:
-                    raise UserError(f"{self._failed.reason} What was answered is kept: run the same command again.")
+                tell(stage.name, tally)
+                self.check()
                 if self.stopping:
                     return
         finally:
             await self.teacher.close()
 
-    async def _work(
-        self, stage: str, units: Iterator[Unit | None], tally: Tally, tell: Callable[[str, Tally], None]
-    ) -> None:
+    async def _work(self, stage: str, units: Iterator[Unit], tally: Tally, tell: Callable[[str, Tally], None]) -> None:
         for unit in units:
+            if self.stopping:
+                return
+            try:
+                asked = await self._asker.ask(unit, tally.add)
+            except OutOfBudget:
+                self.end_by_budget()
+                return
+            except ChatFailed as failed:
+                self.fail(failed.reason)
+                return
+            await asyncio.wrap_future(self.keep(asked, tally))
+            tally.asked += 1
+            tell(stage, tally)
+
+    # What whoever asks tells the run
+
+    def begin(self, stage: Stage) -> Tally:
+        """The tally of a stage that is to be asked."""
+        tally = self.tallies[stage.name]
+        tally.total = sum(1 for _ in self.subjects(stage)) * self.samples(stage)
+        return tally
+
+    def unsettled(self, stage: Stage, tally: Tally) -> Iterator[Unit]:
+        """The questions of a stage that there is no answer to; the others are counted."""
+        for unit in self.units(stage):
             if self.stopping:
                 return
             if unit is None:
@@ -171,16 +177,27 @@ class StagedRun:
                 if row is not None and row.state == "quarantined":
                     tally.quarantined[row.reason or ""] += 1
             else:
-                try:
-                    await self._ask(unit, tally)
-                except OutOfBudget:
-                    self._out_of_budget = self.stopping = True
-                    return
-                except ChatFailed as failed:
-                    self._failed, self.stopping = failed, True
-                    return
-                tally.asked += 1
-            tell(stage, tally)
+                yield unit
+
+    def keep(self, asked: Asked, tally: Tally) -> "Future[None]":
+        """Put an answer into the store and count what it took. It counts as asked once the future is done."""
+        tally.attempts.update(attempt.outcome for attempt in asked.attempts)
+        tally.repairs += asked.row.repairs
+        if asked.row.reason is not None:
+            tally.quarantined[asked.row.reason] += 1
+        return self.store.put(asked.row, asked.attempts)
+
+    def end_by_budget(self) -> None:
+        self._out_of_budget = self.stopping = True
+
+    def fail(self, reason: str) -> None:
+        """Nothing else could be answered either."""
+        self._failure, self.stopping = reason, True
+
+    def check(self) -> None:
+        """Raise UserError where the teacher has failed for good."""
+        if self._failure is not None:
+            raise UserError(f"{self._failure} What was answered is kept: run the same command again.")
 
     def is_settled(self, key: str) -> bool:
         """Whether there's no need to ask."""
@@ -190,96 +207,6 @@ class StagedRun:
         if row is None or row.finish_reason == FAILED:
             return False
         return row.state == "ok" or not self.retry_quarantined
-
-    async def _ask(self, unit: Unit, tally: Tally) -> None:
-        """Ask, read, let the teacher correct itself, and keep what came of it. Raises OutOfBudget, and ChatFailed where
-        nothing else could be answered either."""
-        request = unit.request
-        replies: list[ChatReply] = []
-        attempts: list[Attempt] = []
-        parsed, reason = None, None
-        for _ in range(self.config.repair_turns + 1):
-            try:
-                reply = await self._chat(request)
-            except ChatFailed as failed:
-                if failed.stop:
-                    raise
-                attempts += failed.attempts
-                reason = failed.reason
-                if not replies:
-                    replies.append(ChatReply("", FAILED, cost=None if failed.attempts else 0.0))
-                break
-            replies.append(reply)
-            attempts += reply.attempts
-            tally.add(reply)
-            try:
-                parsed, reason = self._read(unit, reply), None
-                break
-            except BadAnswer as bad:
-                reason = bad.reason
-                if reason in INCURABLE:
-                    break
-                asked_again = repair_messages(unit.stage, self.levels, reason)
-                request = replace(request, messages=(*request.messages, _said(reply.text), *asked_again))
-        tally.attempts.update(attempt.outcome for attempt in attempts)
-        tally.repairs += len(replies) - 1
-        if reason is not None:
-            tally.quarantined[reason] += 1
-        await asyncio.wrap_future(self.store.put(self._row(unit, replies, attempts, parsed, reason), attempts))
-
-    async def _chat(self, request: ChatRequest) -> ChatReply:
-        async with self.budget.question(request) as paid:
-            try:
-                paid.append(await self.teacher.chat(request))
-            except (ChatFailed, UserError, asyncio.CancelledError):
-                raise
-            except Exception as error:
-                # What a plugin raises may quote what it was asked.
-                raise UserError(
-                    f"The teacher {type(self.teacher).__name__} has failed with {type(error).__name__}, which is a fault of "
-                    "its own: a chat teacher says by ChatFailed that it got no answer."
-                ) from None
-        (reply,) = paid
-        if reply.cost is None and self.teacher.price is not None:
-            cost = Price(*self.teacher.price).of(reply.prompt_tokens, reply.completion_tokens)
-            reply = replace(reply, cost=cost)
-        return reply
-
-    def _read(self, unit: Unit, reply: ChatReply) -> dict[str, Any]:
-        texts = {name: getattr(unit.pair, name) for name in TEXTS}
-        strict = self.teacher.follows_schema
-        return read_answer(reply.text, reply.finish_reason, unit.stage, self.levels, texts, strict)
-
-    def _row(
-        self,
-        unit: Unit,
-        replies: Sequence[ChatReply],
-        attempts: Sequence[Attempt],
-        parsed: dict[str, Any] | None,
-        reason: str | None,
-    ) -> Answered:
-        subject = self.config.guide.subject(unit.stage.name)
-        costs = [reply.cost for reply in replies]
-        return Answered(
-            key=unit.key,
-            stage=unit.stage.name,
-            subject=unit.subject,
-            job_id=unit.pair.job_id if subject != "candidate" else None,
-            candidate_id=unit.pair.candidate_id if subject != "job" else None,
-            pair_id=unit.pair.pair_id if subject == "pair" else None,
-            sample=unit.sample,
-            state="ok" if reason is None else "quarantined",
-            reason=reason,
-            raw=replies[-1].text,
-            parsed=parsed,
-            finish_reason=replies[-1].finish_reason,
-            prompt_tokens=sum(reply.prompt_tokens for reply in replies),
-            completion_tokens=sum(reply.completion_tokens for reply in replies),
-            cost=None if None in costs else sum(cost for cost in costs if cost is not None),
-            repairs=len(replies) - 1,
-            teacher=self.teacher_key,
-            seconds=sum(attempt.seconds for attempt in attempts),
-        )
 
     # What came of it
 
@@ -330,7 +257,3 @@ def _requirements(parsed: Mapping[str, Mapping[str, Any]], but: str) -> Iterator
     for name, answer in parsed.items():
         if name != but:
             yield from answer.get("requirements", [])
-
-
-def _said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
