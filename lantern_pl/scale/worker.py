@@ -38,7 +38,7 @@ def sent(make: Callable[[], Any], env: list[str]) -> bytes:
 
     Secrets go this way: unlike Ray's runtime environments, it leaves them in no log.
     """
-    import cloudpickle
+    from ray import cloudpickle
 
     if missing := [name for name in env if name not in os.environ]:
         raise UserError(f"ray.env names {missing[0]}, which isn't set here: set it, or leave it out.")
