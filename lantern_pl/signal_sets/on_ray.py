@@ -1,10 +1,12 @@
 """Recording by the workers of a Ray cluster: each records whole shards, and the process of the command writes them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 import torch
+from safetensors.torch import load, save
 
 from lantern_pl.scale.cluster import Cluster
 from lantern_pl.signal_sets.recording import Item, Recorder, ShardArrays, ready
@@ -35,8 +37,8 @@ class Workers:
             number, items = next(left, (None, ()))
             return None if number is None else (str(number), items)
 
-        for number, made in self.cluster.results(partial(_recording, self.teacher, make), take):
-            yield int(number), len(shards[int(number)]), made
+        for number, (content, made) in self.cluster.results(partial(_recording, self.teacher, make), take):
+            yield int(number), len(shards[int(number)]), replace(made, arrays=load(content))
 
 
 def _with_teacher(teacher: Teacher, work: Callable[[torch.device], T]) -> T:
@@ -46,10 +48,15 @@ def _with_teacher(teacher: Teacher, work: Callable[[torch.device], T]) -> T:
     return work(ready(teacher))
 
 
-def _recording(teacher: Teacher, make: Callable[[torch.device], Recorder]) -> Callable[[Sequence[Item]], ShardArrays | None]:
+def _recording(
+    teacher: Teacher, make: Callable[[torch.device], Recorder]
+) -> Callable[[Sequence[Item]], tuple[bytes, ShardArrays]]:
     return partial(_whole_shard, _with_teacher(teacher, make))
 
 
-def _whole_shard(recorder: Recorder, items: Sequence[Item]) -> ShardArrays | None:
+def _whole_shard(recorder: Recorder, items: Sequence[Item]) -> tuple[bytes, ShardArrays]:
+    """The arrays as safetensors, since torch doesn't read its own pickles of unsigned integers, and all else."""
     *_, (_, made) = recorder.shard(items)
-    return made
+    assert made is not None  # with a shard's last batch
+    arrays = {name: array.contiguous() for name, array in made.arrays.items()}
+    return save(arrays), replace(made, arrays={})
