@@ -10,6 +10,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 
 import pytest
+from support import REPOSITORY
 
 SMALL = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
 
@@ -17,9 +18,12 @@ SMALL = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": F
 def start_cluster() -> Any:
     from ray.cluster_utils import Cluster
 
-    started = Cluster(initialize_head=True, head_node_args=SMALL)
-    for _ in range(2):
-        started.add_node(**SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        # Workers have the environment that their node was started in: they import the teachers of tests/ too.
+        patch.setenv("PYTHONPATH", os.pathsep.join(str(REPOSITORY / folder) for folder in ("tests", ".", "kernels")))
+        started = Cluster(initialize_head=True, head_node_args=SMALL)
+        for _ in range(2):
+            started.add_node(**SMALL)
     return started
 
 
