@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,6 +177,11 @@ def test_what_a_worker_fails_with_holds_no_text(lantern: Lantern, cluster: Any, 
     assert "Traceback" not in ran.err + ran.out
     job = make_pairs(40, seed=7)[0]["job_text"]
     assert job[:20] not in ran.err + ran.out
+
+
+def test_ray_is_imported_only_where_it_is_the_engine() -> None:
+    commands = "lantern_pl.labelling.command, lantern_pl.signal_sets.command, lantern_pl.lightning_cli"
+    subprocess.run([sys.executable, "-c", f"import sys, {commands}; assert 'ray' not in sys.modules"], check=True)
 
 
 def test_without_ray_it_says_what_to_install(lantern: Lantern, label_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

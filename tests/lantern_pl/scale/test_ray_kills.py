@@ -125,7 +125,7 @@ def test_the_budget_holds_for_all_workers_and_through_a_kill(
     assert "The budget of 0.8 has ended the run" in ran.out
     each = (100 + 20) * 20 / 1e6
     assert server.asked.total() * each <= 0.8
-    assert server.asked.total() * each > 0.4
+    assert server.asked.total() > 80  # it went on after the kill, with what was left
     again = lantern("label", "--config", label_config, "--engine=local", *priced, "--budget=2")
     assert again.code == 0, again.err
     assert server.asked.total() <= 400 + HTTPChat.max_in_flight
