@@ -78,6 +78,7 @@ class HTTPChat(Teacher):
 
 
 class PricedHTTPChat(HTTPChat):
-    """Its answers cost something."""
+    """Its answers cost something, and few are asked for at once: little money is set aside."""
 
     price = (20.0, 20.0)
+    max_in_flight = 2

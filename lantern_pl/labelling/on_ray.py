@@ -21,7 +21,7 @@ from lantern_pl.scale.cluster import Cluster, connected
 from lantern_pl.tasks.stage import Stage
 from lantern_pl.teachers.chat import ChatFailed, ChatReply, ChatRequest
 
-PATIENCE = 120.0
+PATIENCE = 60.0
 """Seconds that a question waits for money. Then a worker may be lost with what was set aside for its questions: the others
 are finished, and what was lost is taken for spent."""
 

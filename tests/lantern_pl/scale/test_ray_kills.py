@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from http_chat import HTTPChat, RubricServer
+from http_chat import HTTPChat, PricedHTTPChat, RubricServer
 from support import REPOSITORY, Ran
 
 from lantern_pl.data.sample import make_pairs
@@ -128,7 +128,7 @@ def test_the_budget_holds_for_all_workers_and_through_a_kill(
     assert server.asked.total() > 80  # it went on after the kill, with what was left
     again = lantern("label", "--config", label_config, "--engine=local", *priced, "--budget=2")
     assert again.code == 0, again.err
-    assert server.asked.total() <= 400 + HTTPChat.max_in_flight
+    assert server.asked.total() <= 400 + PricedHTTPChat.max_in_flight
 
 
 def predict(student: Path, pairs: Path, out: Path) -> list[object]:
