@@ -173,6 +173,8 @@ class LanternCLI(LightningCLI):
         show = config.get("enable_progress_bar") is not False
         if self.subcommand == "predict":
             config["enable_progress_bar"] = False  # Predictions has its own, of rows in place of batches
+            if self._get(self.config_init, "prediction").engine == "ray" and config.get("devices") == "auto":
+                config["devices"] = 1  # this process only keeps what workers answer
         elif show and not _has(given, RichProgressBar):
             ours.append(ProgressBar())
         if config.get("fast_dev_run") and not _has(given, ModelCheckpoint):

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,9 +15,9 @@ from lantern_pl.teachers.chat import ChatReply, ChatRequest
 
 
 class RubricServer:
-    """Answers questions that are posted as JSON; `asked` counts them by their text."""
+    """Answers questions that are posted as JSON, after `latency` seconds; `asked` counts them by their text."""
 
-    def __init__(self) -> None:
+    def __init__(self, latency: float = 0.0) -> None:
         self.asked: Counter[str] = Counter()
         self.changed = threading.Condition()
         server = self
@@ -30,6 +31,7 @@ class RubricServer:
                 with server.changed:
                     server.asked[request.messages[1]["content"]] += 1
                     server.changed.notify_all()
+                time.sleep(latency)
                 content = json.dumps(answer_of(request)).encode()
                 self.send_response(200)
                 self.send_header("content-length", str(len(content)))
@@ -73,3 +75,10 @@ class HTTPChat(Teacher):
 
     async def close(self) -> None:
         await self.session.close()
+
+
+class PricedHTTPChat(HTTPChat):
+    """Its answers cost something, and few are asked for at once: little money is set aside."""
+
+    price = (20.0, 20.0)
+    max_in_flight = 2

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -109,36 +109,54 @@ class Budget:
         if self.price is not None:
             self.spent += self.price.of_answer(reply.prompt_tokens, reply.completion_tokens) or 0.0
 
-    @asynccontextmanager
-    async def question(self, request: ChatRequest, attempts: int = 1) -> AsyncIterator[list[ChatReply | ChatFailed]]:
-        """Wait until the question can be paid for whatever the answer; the caller appends what came of it to the list it
-        gets. `attempts` is how many may be billed.
+    def most(self, request: ChatRequest, attempts: int = 1) -> float:
+        """The highest cost that a question can have, with so many attempts that may be billed; 0 where there's no limit."""
+        return 0.0 if self.limit is None or self.price is None else self.price.most(request) * attempts
+
+    def cost(self, request: ChatRequest, outcomes: Sequence[ChatReply | ChatFailed]) -> float:
+        """What has been spent on a question, as far as the limit goes.
 
         A reply without its tokens, and each attempt that may be billed although nothing came of it, counts with the most
-        that it can have cost. Raises OutOfBudget where waiting won't help.
+        that it can have cost.
         """
-        outcomes: list[ChatReply | ChatFailed] = []
         if self.limit is None or self.price is None:
-            yield outcomes
-            return
-        most = self.price.most(request)
+            return 0.0
+        most, spent = self.price.most(request), 0.0
+        for outcome in outcomes:
+            spent += most * sum(attempt.may_be_billed for attempt in outcome.attempts)
+            if isinstance(outcome, ChatReply):
+                known = self.price.of_answer(outcome.prompt_tokens, outcome.completion_tokens)
+                spent += most if known is None else known
+        return spent
+
+    async def set_aside(self, most: float) -> None:
+        """Wait until so much can be paid. Raises OutOfBudget where waiting won't help."""
         async with self._change:
-            while self.spent + self._set_aside + most * attempts > self.limit:
+            while self.limit is not None and self.spent + self._set_aside + most > self.limit:
                 if not self._set_aside:
                     raise OutOfBudget
                 await self._change.wait()
-            self._set_aside += most * attempts
+            self._set_aside += most
+
+    async def settle(self, most: float, spent: float) -> None:
+        """Give back what was set aside, but for what was spent."""
+        async with self._change:
+            # Rounding could leave a trace of what was set aside, and nobody would be left to wait for.
+            self._set_aside = max(0.0, self._set_aside - most)
+            if self._set_aside < 1e-12:
+                self._set_aside = 0.0
+            self.spent += spent
+            self._change.notify_all()
+
+    @asynccontextmanager
+    async def question(self, request: ChatRequest, attempts: int = 1) -> AsyncIterator[list[ChatReply | ChatFailed]]:
+        """Wait until the question can be paid for whatever the answer; the caller appends what came of it to the list it
+        gets. `attempts` is how many may be billed. Raises OutOfBudget where waiting won't help.
+        """
+        outcomes: list[ChatReply | ChatFailed] = []
+        most = self.most(request, attempts)
+        await self.set_aside(most)
         try:
             yield outcomes
         finally:
-            async with self._change:
-                # Rounding could leave a trace of what was set aside, and nobody would be left to wait for.
-                self._set_aside = max(0.0, self._set_aside - most * attempts)
-                if self._set_aside < 1e-12:
-                    self._set_aside = 0.0
-                for outcome in outcomes:
-                    self.spent += most * sum(attempt.may_be_billed for attempt in outcome.attempts)
-                    if isinstance(outcome, ChatReply):
-                        known = self.price.of_answer(outcome.prompt_tokens, outcome.completion_tokens)
-                        self.spent += most if known is None else known
-                self._change.notify_all()
+            await self.settle(most, self.cost(request, outcomes))

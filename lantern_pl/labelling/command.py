@@ -126,7 +126,11 @@ def _run(run: StagedRun | WholeRun, console: Console) -> UserError | None:
         signal.signal(number, stop)
     try:
         with Display(console) as display:
-            if isinstance(run, StagedRun):
+            if run.config.engine == "ray":
+                from lantern_pl.labelling.on_ray import run_on_ray
+
+                run_on_ray(run, display.tell)
+            elif isinstance(run, StagedRun):
                 asyncio.run(run.run(display.tell))
             else:
                 run.run(display.tell)

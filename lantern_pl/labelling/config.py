@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lantern_pl.errors import UserError
+from lantern_pl.scale.settings import Engine, RaySettings
 from lantern_pl.tasks import Task
 from lantern_pl.tasks.guide import Guide
 from lantern_pl.teachers import Teacher
@@ -45,6 +46,11 @@ class LabelConfig:
     """Pairs at once for teachers in this process."""
     budget: float | None = None
     """Money that this run may spend at most; needs the teacher's price. The run stops before it could spend more."""
+    engine: Engine = "local"
+    """local: this process asks. ray: the workers of a Ray cluster ask, and this process keeps the answers. What one engine
+    has begun the other goes on with."""
+    ray: RaySettings = field(default_factory=RaySettings)
+    """The cluster, for the engine ray."""
 
     def __post_init__(self) -> None:
         for name, least in (("samples", 1), ("repair_turns", 0), ("batch_size", 1)):

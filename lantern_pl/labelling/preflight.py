@@ -113,7 +113,8 @@ def show_whole(run: WholeRun, console: Console) -> bool:
     left = list(run.unanswered())
     line = f"{len(left):,} of {len(run.pairs):,} pairs to label"
     if run.price is not None and run.price.is_nothing:
-        console.print(f"{line}, in this process: that costs time and no money.")
+        where = "in this process" if run.config.engine == "local" else "by the workers of a Ray cluster"
+        console.print(f"{line}, {where}: that costs time and no money.")
         return False
     tokens = sum(map(_tokens, map(run.request, left)))
     line += f", about {tokens:,.0f} tokens to read."

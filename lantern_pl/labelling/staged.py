@@ -4,36 +4,24 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.labelling.account import Budget, OutOfBudget, Price, Tally
-from lantern_pl.labelling.answers import read_answer
+from lantern_pl.labelling.account import Budget, Tally
+from lantern_pl.labelling.asking import Asked, Asker, Unit, with_cost
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.labels import NOT_ASKED, Label, NoLabel, majority
 from lantern_pl.labelling.store import Answered, LabelStore
-from lantern_pl.labelling.turns import Turns, is_unfinished
+from lantern_pl.labelling.turns import is_unfinished
 from lantern_pl.tasks.guide import TEXTS, Stage, compact
 from lantern_pl.tasks.schema import json_schema, model_of
-from lantern_pl.teachers.chat import ChatFailed, ChatReply, ChatRequest
+from lantern_pl.teachers.chat import ChatReply, ChatRequest
 
 READY = "getting ready"
 """Where the report has what the teacher has asked for itself."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One question: a stage about a job, a candidate or a pair. `pair` is one of those that it serves."""
-
-    stage: Stage
-    subject: str
-    pair: Pair
-    sample: int
-    inputs: Mapping[str, str]
-    request: ChatRequest
-    key: str
 
 
 class StagedRun:
@@ -59,9 +47,10 @@ class StagedRun:
         self.stages = config.guide.plan(self.levels)
         self.teacher = config.teacher
         self.teacher_key = config.teacher.chat_key()
+        self._asker = Asker(config, self.teacher_key, budget)
         self.tallies = {stage.name: Tally() for stage in self.stages}
         self.stopping = False
-        self._failed: ChatFailed | None = None
+        self._failure: str | None = None
         self._out_of_budget = False
         self._deciding = next(stage.name for stage in self.stages if "level" in stage.output)
         self._explaining = next(stage.name for stage in self.stages if "explanation" in stage.output)
@@ -138,40 +127,60 @@ class StagedRun:
         Ends early, with what is in flight answered and kept, once `stopping` is set or the budget is used up. Raises
         UserError where the teacher can't be used or the store can't be written.
         """
-        await self._get_ready(tell)
+        self.got_ready(await self.teacher.get_ready_to_chat(), tell)
         try:
             for stage in self.stages:
-                tally = self.tallies[stage.name]
-                tally.total = sum(1 for _ in self.subjects(stage)) * self.samples(stage)
+                tally = self.begin(stage)
                 tell(stage.name, tally)
-                units = self.units(stage)
+                units = self.unsettled(stage, tally)
                 try:
                     async with asyncio.TaskGroup() as workers:
                         for _ in range(self.teacher.max_in_flight):
                             workers.create_task(self._work(stage.name, units, tally, tell))
                 except ExceptionGroup as group:
                     raise group.exceptions[0] from None
-                if self._failed is not None:
-                    raise UserError(f"{self._failed.reason} What was answered is kept: run the same command again.")
+                tell(stage.name, tally)
+                self.check()
                 if self.stopping:
                     return
         finally:
             await self.teacher.close()
 
-    async def _get_ready(self, tell: Callable[[str, Tally], None]) -> None:
-        replies = await self.teacher.get_ready_to_chat()
-        if replies:
-            self.tallies = {READY: Tally(total=len(replies), asked=len(replies)), **self.tallies}
-            for reply in map(self._with_cost, replies):
-                self.budget.charge(reply)
-                self.tallies[READY].add(reply)
-                self.tallies[READY].attempts.update(attempt.outcome for attempt in reply.attempts)
-            tell(READY, self.tallies[READY])
-
-    async def _work(
-        self, stage: str, units: Iterator[Unit | None], tally: Tally, tell: Callable[[str, Tally], None]
-    ) -> None:
+    async def _work(self, stage: str, units: Iterator[Unit], tally: Tally, tell: Callable[[str, Tally], None]) -> None:
         for unit in units:
+            asked = await self._asker.ask(unit)
+            if asked.row is not None:
+                await asyncio.wrap_future(self.keep(asked, tally))
+            tell(stage, tally)
+            if asked.cancelled:
+                raise asyncio.CancelledError
+            self.end_with(asked)
+
+    # What whoever asks tells the run
+
+    def got_ready(self, replies: Sequence[ChatReply], tell: Callable[[str, Tally], None]) -> None:
+        """Count what a teacher has asked for itself before the first question."""
+        if not replies:
+            return
+        if READY not in self.tallies:
+            self.tallies = {READY: Tally(), **self.tallies}
+        tally = self.tallies[READY]
+        for reply in (with_cost(each, self.teacher) for each in replies):
+            self.budget.charge(reply)
+            tally.add(reply)
+            tally.attempts.update(attempt.outcome for attempt in reply.attempts)
+        tally.total = tally.asked = tally.asked + len(replies)
+        tell(READY, tally)
+
+    def begin(self, stage: Stage) -> Tally:
+        """The tally of a stage that is to be asked."""
+        tally = self.tallies[stage.name]
+        tally.total = sum(1 for _ in self.subjects(stage)) * self.samples(stage)
+        return tally
+
+    def unsettled(self, stage: Stage, tally: Tally) -> Iterator[Unit]:
+        """The questions of a stage that there is no answer to, until the run is to stop; the others are counted."""
+        for unit in self.units(stage):
             if self.stopping:
                 return
             if unit is None:
@@ -181,15 +190,34 @@ class StagedRun:
                 if row is not None and row.state == "quarantined":
                     tally.quarantined[row.reason or ""] += 1
             else:
-                try:
-                    await self._ask(unit, row, tally)
-                except OutOfBudget:
-                    self._out_of_budget = self.stopping = True
-                    return
-                except ChatFailed as failed:
-                    self._failed, self.stopping = failed, True
-                    return
-            tell(stage, tally)
+                yield unit if row is None else replace(unit, before=row)
+
+    def keep(self, asked: Asked, tally: Tally) -> "Future[None]":
+        """Put an answer into the store and count what it took. It's there once the future is done."""
+        assert asked.row is not None
+        for reply in asked.replies:
+            tally.add(reply)
+        tally.attempts.update(attempt.outcome for attempt in asked.attempts)
+        tally.repairs += asked.repairs
+        tally.asked += 1
+        if asked.row.reason is not None:
+            tally.quarantined[asked.row.reason] += 1
+        return self.store.put(asked.row, asked.attempts)
+
+    def end_with(self, asked: Asked) -> None:
+        """Stop where a question has ended in a way that leaves nothing for the next one."""
+        if asked.out_of_budget:
+            self.end_by_budget()
+        if asked.failure is not None:
+            self._failure, self.stopping = asked.failure, True
+
+    def end_by_budget(self) -> None:
+        self._out_of_budget = self.stopping = True
+
+    def check(self) -> None:
+        """Raise UserError where the teacher has failed for good."""
+        if self._failure is not None:
+            raise UserError(f"{self._failure} What was answered is kept: run the same command again.")
 
     def is_settled(self, key: str) -> bool:
         """Whether there's no need to ask."""
@@ -199,86 +227,6 @@ class StagedRun:
         if row is None or is_unfinished(row, self.config.repair_turns):
             return False
         return row.state == "ok" or not self.retry_quarantined
-
-    async def _ask(self, unit: Unit, before: Answered | None, tally: Tally) -> None:
-        """Ask, read, let the teacher correct itself, and keep what came of it, also where the run ends in the middle.
-        Raises OutOfBudget, and ChatFailed where nothing else could be answered either."""
-        turns = Turns(unit.stage, self.levels, unit.request, before)
-        try:
-            while turns.go_on(self.config.repair_turns):
-                turns.take(await self._chat(turns.request), lambda reply: self._read(unit, reply))
-        except ChatFailed as failed:
-            turns.fail(failed)
-            if failed.stop:
-                raise
-        except BaseException:
-            turns.leave()
-            raise
-        finally:
-            if turns.has_news:
-                await self._keep(unit, turns, tally)
-
-    async def _keep(self, unit: Unit, turns: Turns, tally: Tally) -> None:
-        for reply in turns.replies:
-            tally.add(reply)
-        tally.attempts.update(attempt.outcome for attempt in turns.attempts)
-        tally.repairs += turns.new_repairs
-        tally.asked += 1
-        if turns.reason is not None:
-            tally.quarantined[turns.reason] += 1
-        await asyncio.wrap_future(self.store.put(self._row(unit, turns), turns.attempts))
-
-    async def _chat(self, request: ChatRequest) -> ChatReply:
-        async with self.budget.question(request, self.teacher.most_billed) as outcomes:
-            try:
-                reply = await self.teacher.chat(request)
-            except ChatFailed as failed:
-                outcomes.append(failed)
-                raise
-            except (UserError, asyncio.CancelledError):
-                raise
-            except Exception as error:
-                # What a plugin raises may quote what it was asked.
-                raise UserError(
-                    f"The teacher {type(self.teacher).__name__} has failed with {type(error).__name__}, which is a fault of "
-                    "its own: a chat teacher says by ChatFailed that it got no answer."
-                ) from None
-            outcomes.append(reply)
-        return self._with_cost(reply)
-
-    def _with_cost(self, reply: ChatReply) -> ChatReply:
-        if reply.cost is None and self.teacher.price is not None:
-            cost = Price(*self.teacher.price).of_answer(reply.prompt_tokens, reply.completion_tokens)
-            return replace(reply, cost=cost)
-        return reply
-
-    def _read(self, unit: Unit, reply: ChatReply) -> dict[str, Any]:
-        shown = {**{name: getattr(unit.pair, name) for name in TEXTS}, **unit.inputs}
-        strict = self.teacher.follows_schema
-        return read_answer(reply.text, reply.finish_reason, unit.stage, self.levels, shown, strict)
-
-    def _row(self, unit: Unit, turns: Turns) -> Answered:
-        subject = self.config.guide.subject(unit.stage.name)
-        return Answered(
-            key=unit.key,
-            stage=unit.stage.name,
-            subject=unit.subject,
-            job_id=unit.pair.job_id if subject != "candidate" else None,
-            candidate_id=unit.pair.candidate_id if subject != "job" else None,
-            pair_id=unit.pair.pair_id if subject == "pair" else None,
-            sample=unit.sample,
-            state="ok" if turns.reason is None else "quarantined",
-            reason=turns.reason,
-            raw=turns.raw,
-            parsed=turns.parsed,
-            finish_reason=turns.finish_reason,
-            prompt_tokens=sum(reply.prompt_tokens for reply in turns.replies),
-            completion_tokens=sum(reply.completion_tokens for reply in turns.replies),
-            cost=turns.cost,
-            repairs=turns.repairs,
-            teacher=self.teacher_key,
-            seconds=sum(attempt.seconds for attempt in turns.attempts),
-        )
 
     # What came of it
 

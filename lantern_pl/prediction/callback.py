@@ -150,6 +150,10 @@ def predict_loader(data: Any) -> Any:
         data.eval_batch_size,
         settings.on_bad_row,
     )
+    if settings.engine == "ray":
+        from lantern_pl.prediction.on_ray import AnsweredShards
+
+        return shard_loader(AnsweredShards(trainer, data, batches, settings.ray), num_workers=0)
     return shard_loader(batches, data.num_workers)
 
 

@@ -116,7 +116,7 @@ class ShardBatches(IterableDataset[Portion]):
         return examples, rejects
 
 
-def shard_loader(batches: ShardBatches, num_workers: int) -> DataLoader[Portion]:
+def shard_loader(batches: IterableDataset[Portion], num_workers: int) -> DataLoader[Portion]:
     """The portions as Lightning wants them."""
     return DataLoader(batches, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
 

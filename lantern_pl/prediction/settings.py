@@ -1,9 +1,10 @@
 """The settings of `lantern predict`, as its config and its --help show them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lantern_pl.errors import UserError
+from lantern_pl.scale.settings import Engine, RaySettings
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,11 @@ class PredictionSettings:
     """What to do about a row that isn't a pair: stop and name it, or note it in _rejects.jsonl and go on."""
     limit: int | None = None
     """Only the first so many rows, or null for all."""
+    engine: Engine = "local"
+    """local: the devices of the trainer. ray: the workers of a Ray cluster, each of which answers one shard at a time. What
+    one engine has begun the other goes on with."""
+    ray: RaySettings = field(default_factory=RaySettings)
+    """The cluster, for the engine ray."""
 
     def __post_init__(self) -> None:
         for name, value in (("shard_rows", self.shard_rows), ("limit", self.limit)):

@@ -1,6 +1,7 @@
 """`lantern predict --student FOLDER`: the config that a student's own folder amounts to, so that nobody has to write one."""
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,11 @@ USAGE = """\
 lantern predict --student FOLDER --pairs FILE --out FOLDER [--KEY VALUE ...]
        lantern predict --config FILE [--KEY VALUE ...]
 
-The first form needs no config: the student's folder says what it is. All keys below go with both forms."""
+The first form needs no config: the student's folder says what it is. All keys below go with both forms. --engine ray is
+--prediction.engine ray, and so on: the workers of a Ray cluster answer."""
+
+_SHORT = re.compile(r"--(engine(=.*)?|ray\..+)")
+"""Options that other commands have under the same name."""
 
 _INTERFACE = "lantern.json"
 """What `lantern export` leaves in place of the manifest."""
@@ -23,13 +28,15 @@ _INTERFACE = "lantern.json"
 
 @contextmanager
 def as_config(arguments: list[str]) -> Iterator[list[str]]:
-    """The arguments of `lantern predict` with --student, --pairs and --out made into a config; others as they are.
+    """The arguments of `lantern predict` with --student, --pairs and --out made into a config, and with the whole names of
+    what may be said shortly; others as they are.
 
     Raises UserError where the folder is no student's.
     """
     parser = CommandParser(prog="lantern predict", add_help=False, allow_abbrev=False)
     for name in ("student", "pairs", "out"):
         parser.add_argument(f"--{name}")
+    arguments = [f"--prediction.{word[2:]}" if _SHORT.fullmatch(word) else word for word in arguments]
     given, rest = parser.parse_known_args(arguments[1:])
     if given.student is None:
         if given.pairs or given.out:

@@ -4,10 +4,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 import torch
@@ -22,16 +24,20 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.data.records import fingerprint, read_pairs
 from lantern_pl.errors import UserError
 from lantern_pl.model_files import quiet_transformers
-from lantern_pl.plugin_checks import ask, check_teacher, checked_signal
+from lantern_pl.plugin_checks import check_teacher, checked_signal
 from lantern_pl.signal_sets import report
 from lantern_pl.signal_sets.config import CacheConfig, Kind
 from lantern_pl.signal_sets.formats import Format, TopKFormat
 from lantern_pl.signal_sets.keys import KEY_BYTES
 from lantern_pl.signal_sets.manifest import MANIFEST, UNFINISHED, Manifest, Tokens, read_manifest
-from lantern_pl.signal_sets.recording import Item, Recorder, plan
+from lantern_pl.signal_sets.recording import Item, Recorder, ShardArrays, ThisProcess, plan
 from lantern_pl.signal_sets.writer import SetWriter, differences
 from lantern_pl.signals import Hidden
+from lantern_pl.teachers import Teacher
 from lantern_pl.text import template_hash, vocabulary_size
+
+if TYPE_CHECKING:
+    from lantern_pl.signal_sets.on_ray import Workers
 
 # Of a pair besides its token signals: its keys, and where its rows and entries end.
 _BYTES_PER_PAIR = 2 * KEY_BYTES + 16
@@ -89,7 +95,6 @@ def _cache(config: CacheConfig, console: Console) -> None:
     files = (read_pairs(path, config.task, config.job_text_field) for path in paths_of(config))
     pairs = [pair for pairs in files for pair in pairs][: config.limit]
     kinds = _kinds(config, pairs, console)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = config.teacher
     settings = _settings(config, pairs, kinds)
     folder = Path(config.signals)
@@ -101,24 +106,29 @@ def _cache(config: CacheConfig, console: Console) -> None:
     if config.compare_with is not None and examples is not None:
         report.check_compared(config.compare_with, teacher)
     items = plan(pairs, examples, "levels" in kinds)
-    ask(teacher, lambda: teacher.to(device))
-    tokens, head = _form(config, featurizer, examples, device)
-    writer = SetWriter(folder, settings)
-    form = tokens.format() if tokens else None
-    if head is not None and "head" not in writer.extra:
-        writer.add_head(head)
-    shards = [items[start : start + config.pairs_per_shard] for start in range(0, len(items), config.pairs_per_shard)]
-    left = shards[len(writer.shards) :]
-    recorder = Recorder(teacher, config.task, featurizer, form, "levels" in kinds, config.seed, config.batch_size, device)
-    _forecast(form, [item for shard in left for item in shard], recorder, config.batch_size, folder, console)
-    began = time.perf_counter()
-    _record(recorder, left, writer, len(items), console)
-    seconds = time.perf_counter() - began
-    if tokens is not None and tokens.mode == "sampled":
-        tokens = tokens.model_copy(update={"widest": _widest(writer)})
-    found = None
-    if isinstance(form, TopKFormat) and featurizer is not None and examples is not None and config.sample:
-        found = report.measure(teacher, featurizer, form, _spread(examples, config.sample), config.compare_with, device)
+    with _engine(config) as engine:
+        tokens, head = _form(config, featurizer, examples, engine)
+        writer = SetWriter(folder, settings)
+        form = tokens.format() if tokens else None
+        if head is not None and "head" not in writer.extra:
+            writer.add_head(head)
+        starts = range(0, len(items), config.pairs_per_shard)
+        shards = {number: items[start : start + config.pairs_per_shard] for number, start in enumerate(starts)}
+        left = {number: shard for number, shard in shards.items() if number not in writer.done}
+        make = partial(
+            Recorder, teacher, config.task, featurizer, form, "levels" in kinds, config.seed, config.batch_size
+        )  # fmt: skip
+        trial = make(engine.device) if isinstance(engine, ThisProcess) else None
+        _forecast(form, [item for shard in left.values() for item in shard], trial, config.batch_size, folder, console)
+        began = time.perf_counter()
+        _record(engine.record(make, left), writer, len(items), len(items) - sum(map(len, left.values())), console)
+        seconds = time.perf_counter() - began
+        if tokens is not None and tokens.mode == "sampled":
+            tokens = tokens.model_copy(update={"widest": _widest(writer)})
+        found = None
+        if isinstance(form, TopKFormat) and featurizer is not None and examples is not None and config.sample:
+            spread = _spread(examples, config.sample)
+            found = engine.once(partial(report.measure, teacher, featurizer, form, spread, config.compare_with))
     manifest = Manifest(
         **{name: settings[name] for name in ("teacher", "task", "request")},
         data={"paths": paths_of(config), **settings["data"]},
@@ -132,20 +142,33 @@ def _cache(config: CacheConfig, console: Console) -> None:
     _show(manifest, folder, seconds, console)
 
 
+@contextmanager
+def _engine(config: CacheConfig) -> "Iterator[ThisProcess | Workers]":
+    if config.engine == "local":
+        yield ThisProcess(config.teacher)
+        return
+    from lantern_pl.scale.cluster import connected
+    from lantern_pl.signal_sets.on_ray import Workers
+
+    with connected(config.ray) as cluster:
+        yield Workers(config.teacher, cluster)
+
+
 def paths_of(config: CacheConfig) -> list[str]:
     return [config.pairs] if isinstance(config.pairs, str) else config.pairs
 
 
-def _record(recorder: Recorder, shards: Sequence[Sequence[Item]], writer: SetWriter, total: int, console: Console) -> None:
-    """Ask about what is left, and write each shard as soon as it is whole."""
+def _record(
+    made: Iterable[tuple[int, int, ShardArrays | None]], writer: SetWriter, total: int, done: int, console: Console
+) -> None:
+    """Write each shard as soon as it is whole."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, speed_estimate_period=60) as progress:
-        task = progress.add_task("Recording pairs", total=total, completed=total - sum(map(len, shards)))
-        for shard in shards:
-            for done, made in recorder.shard(shard):
-                if made is not None:
-                    writer.add(made.arrays, made.examples, made.tokens, made.pairs)
-                progress.advance(task, done)
+        task = progress.add_task("Recording pairs", total=total, completed=done)
+        for number, count, shard in made:
+            if shard is not None:
+                writer.add(number, shard.arrays, shard.examples, shard.tokens, shard.pairs)
+            progress.advance(task, count)
 
 
 def _kinds(config: CacheConfig, pairs: Sequence[Pair], console: Console) -> list[Kind]:
@@ -221,7 +244,10 @@ def _examples(config: CacheConfig, pairs: Sequence[Pair]) -> tuple[DecoderFeatur
 
 
 def _form(
-    config: CacheConfig, featurizer: DecoderFeaturizer | None, examples: Sequence[Example] | None, device: torch.device
+    config: CacheConfig,
+    featurizer: DecoderFeaturizer | None,
+    examples: Sequence[Example] | None,
+    engine: "ThisProcess | Workers",
 ) -> tuple[Tokens | None, dict[str, torch.Tensor] | None]:
     """What the manifest says of token signals, and the output head where that is stored too."""
     teacher = config.teacher
@@ -236,15 +262,8 @@ def _form(
         "chat_template": template_hash(featurizer.tokenizer),
     }
     if config.mode == "hidden":
-        first = featurizer.collate(examples[:1])
-        signal = checked_signal(teacher, first.to(device).tokens, len(first.targets), look_at_values=True)
-        if not isinstance(signal, Hidden):
-            raise UserError(f"The teacher {type(teacher).__name__} gives no hidden states: use mode top_k.")
-        head = signal.head
-        dtype = str(signal.hidden.dtype).removeprefix("torch.")
-        arrays = {"weight": head.weight.cpu(), **({} if head.bias is None else {"bias": head.bias.cpu()})}
-        about |= {"width": signal.hidden.shape[1], "dtype": dtype, "softcap": head.softcap, "scale": head.scale}
-        return Tokens(**about), arrays
+        more, arrays = engine.once(partial(_hidden, teacher, featurizer, examples[0]))
+        return Tokens(**about, **more), arrays
     if teacher.top_k is not None:
         _check_top_k_teacher(config)
     # Rows of a padded embedding are no tokens, and students of the same tokenizer may have fewer of them.
@@ -254,6 +273,20 @@ def _form(
             raise UserError(f"k is {config.k}, and the teacher's vocabulary has {vocabulary} tokens: give a smaller one.")
         return Tokens(**about, k=config.k, log_probs=config.log_probs, packed=config.packed), None
     return Tokens(**about, rounds=config.rounds, packed=config.packed), None
+
+
+def _hidden(
+    teacher: Teacher, featurizer: DecoderFeaturizer, example: Example, device: torch.device
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What the manifest says of hidden states, and the output head."""
+    first = featurizer.collate([example])
+    signal = checked_signal(teacher, first.to(device).tokens, len(first.targets), look_at_values=True)
+    if not isinstance(signal, Hidden):
+        raise UserError(f"The teacher {type(teacher).__name__} gives no hidden states: use mode top_k.")
+    head = signal.head
+    dtype = str(signal.hidden.dtype).removeprefix("torch.")
+    arrays = {"weight": head.weight.cpu(), **({} if head.bias is None else {"bias": head.bias.cpu()})}
+    return {"width": signal.hidden.shape[1], "dtype": dtype, "softcap": head.softcap, "scale": head.scale}, arrays
 
 
 def _check_top_k_teacher(config: CacheConfig) -> None:
@@ -275,7 +308,7 @@ def _check_top_k_teacher(config: CacheConfig) -> None:
 
 
 def _forecast(
-    form: Format | None, items: Sequence[Item], recorder: Recorder, batch_size: int, folder: Path, console: Console
+    form: Format | None, items: Sequence[Item], recorder: Recorder | None, batch_size: int, folder: Path, console: Console
 ) -> None:
     """Say how much there is to do and what it takes. Raises UserError where the disk has no room for it."""
     tokens = sum(len(item.example.input_ids) - item.example.answer_start for item in items if item.example)
@@ -285,8 +318,8 @@ def _forecast(
     if size > free:
         raise UserError(f"The signals take about {_size(size)}, and {folder} has {_size(free)} free.")
     line = f"{len(items):,} pairs to ask about, {tokens:,} supervised tokens: about {_size(size)}"
-    # One batch is asked twice, to know how long all take; of few, the bar tells soon enough.
-    if len(trial := items[:batch_size]) * 4 < len(items):
+    # One batch is asked twice, to know how long all take; of few, and of several workers, the bar tells soon enough.
+    if recorder is not None and len(trial := items[:batch_size]) * 4 < len(items):
         began = time.perf_counter()
         for _ in recorder.shard(trial):
             pass

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lantern_pl.errors import UserError
+from lantern_pl.scale.settings import Engine, RaySettings
 from lantern_pl.signal_sets.formats import LogProbs
 from lantern_pl.tasks import Task
 from lantern_pl.teachers import Teacher
@@ -60,6 +61,11 @@ class CacheConfig:
     twice the temperature."""
     limit: int | None = None
     """Only the first so many pairs."""
+    engine: Engine = "local"
+    """local: the teacher in this process. ray: one in each worker of a Ray cluster, which record a file each at a time. What
+    one engine has begun the other goes on with."""
+    ray: RaySettings = field(default_factory=RaySettings)
+    """The cluster, for the engine ray."""
 
     def __post_init__(self) -> None:
         least = {"k": 1, "rounds": 1, "max_length": 1, "batch_size": 1, "pairs_per_shard": 1, "sample": 0}

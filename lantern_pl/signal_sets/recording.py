@@ -1,8 +1,9 @@
 """Asks a teacher about pairs, and makes the arrays of a shard of what it says."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from lantern_pl.data.featurize import DecoderFeaturizer, Example
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.plugin_checks import checked_level_probs, checked_signal
+from lantern_pl.plugin_checks import ask, checked_level_probs, checked_signal
 from lantern_pl.plugins import origin
 from lantern_pl.signal_sets.formats import Format
 from lantern_pl.signal_sets.keys import KEY_BYTES, example_key, pair_key
@@ -20,6 +21,7 @@ from lantern_pl.tasks import Task
 from lantern_pl.teachers import Teacher
 
 _CPU = torch.device("cpu")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,33 @@ class Recorder:
             empty = torch.empty(0, len(self._task.levels))
             shard.arrays[LEVEL_PROBS] = torch.cat([empty, *(probs[None] for _, probs in levels)])
         return shard
+
+
+def ready(teacher: Teacher) -> torch.device:
+    """Where the teacher now is, loaded."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ask(teacher, lambda: teacher.to(device))
+    return device
+
+
+class ThisProcess:
+    """Records with the teacher in this process."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.device = ready(teacher)
+
+    def once(self, work: Callable[[torch.device], T]) -> T:
+        """What needs the loaded teacher, given its device."""
+        return work(self.device)
+
+    def record(
+        self, make: Callable[[torch.device], Recorder], shards: Mapping[int, Sequence[Item]]
+    ) -> Iterator[tuple[int, int, ShardArrays | None]]:
+        """Yields after each batch the number of its shard and how many items it had; with a shard's last, all of it."""
+        recorder = make(self.device)
+        for number, items in shards.items():
+            for done, made in recorder.shard(items):
+                yield number, done, made
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ _LEFTOVER = re.compile(r"\.(shard-|head|manifest|unfinished).+")
 """What `write_private` calls a file until it's whole."""
 
 
+_SHARD = re.compile(r"shard-\d{5,}\.safetensors")
+
+
 class SetWriter:
     """A signal set in the making.
 
@@ -33,7 +36,7 @@ class SetWriter:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self.settings = json.loads(json.dumps(settings))
-        self.shards: list[Shard] = []
+        self.done: dict[int, Shard] = {}
         self.extra: dict[str, Any] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -58,9 +61,8 @@ class SetWriter:
                 "another folder for signals, or delete that one."
             )
         for shard in state["shards"]:
-            if not _is_whole(self.folder, shard):
-                break  # made again, and what follows it
-            self.shards.append(shard)
+            if _is_whole(self.folder, shard):  # or it's made again
+                self.done[int(shard.file[len("shard-") : -len(".safetensors")])] = shard
         head = state["extra"].get("head")
         if head is not None and _is_whole(self.folder, Shard.model_validate(head)):
             self.extra["head"] = head
@@ -70,13 +72,20 @@ class SetWriter:
         try:
             state = json.loads(path.read_text())
             shards = [Shard.model_validate(shard) for shard in state["shards"]]
+            if not all(_SHARD.fullmatch(shard.file) for shard in shards):
+                raise ValueError
             return {"settings": dict(state["settings"]), "shards": shards, "extra": dict(state["extra"])}
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(f"{path} can't be read: delete that folder, and start anew.") from error
 
-    def add(self, arrays: Mapping[str, Tensor], examples: int, tokens: int, pairs: int) -> None:
-        """Write the next shard. Raises UserError where the disk is full: what was written before stays."""
-        self.shards.append(self._write(f"shard-{len(self.shards):05}.safetensors", arrays, examples, tokens, pairs))
+    @property
+    def shards(self) -> list[Shard]:
+        """Those that are written, in their order."""
+        return [shard for _, shard in sorted(self.done.items())]
+
+    def add(self, number: int, arrays: Mapping[str, Tensor], examples: int, tokens: int, pairs: int) -> None:
+        """Write a shard, in any order. Raises UserError where the disk is full: what was written before stays."""
+        self.done[number] = self._write(f"shard-{number:05}.safetensors", arrays, examples, tokens, pairs)
         self._note()
 
     def add_head(self, arrays: Mapping[str, Tensor]) -> None:
