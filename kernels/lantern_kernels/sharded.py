@@ -109,13 +109,13 @@ def sharded_rows(
             both = _kl_and_reverse_kl(by_name, Ls, Lt)
             values = [both[kind] for kind in kinds if kind is not None]
             # What a kind's slopes add up to: q − p to nothing, and q·log(q/p) to the reverse KL.
-            total = sum((factors[k] / temperature) * both[1] * (kind == 1) for k, kind in enumerate(kinds))
+            total = both[1] * (sum(factors[k] for k, kind in enumerate(kinds) if kind == 1) / temperature)
         else:
             summed = torch.stack([*local_values, slopes.sum(-1)])
             dist.all_reduce(summed, group=shard.group)
             *values, total = summed
         if with_gradient:
-            gradient = slopes.addcmul_(log_q.exp(), torch.as_tensor(total)[:, None], value=-1.0)
+            gradient = slopes.addcmul_(log_q.exp(), total[:, None], value=-1.0)
     if targets is not None:
         lse = by_name["Ls untempered"].logsumexp(0)
         values.append(-(by_name["target"].amax(0) - lse).clamp(min=LOG_FLOOR))

@@ -144,7 +144,7 @@ class StageWorker:
         replies: tuple[ChatReply, ...] = ()
         async with self._getting_ready:
             if not self._ready:
-                replies = tuple(await self._teacher.get_ready_to_chat())
+                replies = tuple(await self._teacher.get_ready_to_chat() or ())
                 for reply in replies:
                     await self._board.charge.remote(reply)
                 self._ready = True

@@ -127,7 +127,7 @@ class StagedRun:
         Ends early, with what is in flight answered and kept, once `stopping` is set or the budget is used up. Raises
         UserError where the teacher can't be used or the store can't be written.
         """
-        self.got_ready(await self.teacher.get_ready_to_chat(), tell)
+        self.got_ready(await self.teacher.get_ready_to_chat() or (), tell)
         try:
             for stage in self.stages:
                 tally = self.begin(stage)
