@@ -59,8 +59,21 @@ def _counts_are_right(value: Any) -> bool:
     return all(map(_counts_are_right, value)) if isinstance(value, list) else True
 
 
+def _is_loops(value: Any) -> bool:
+    fit = value.get("fit_loop") if isinstance(value, dict) else None
+    if not (isinstance(fit, dict) and {"epoch_progress", "epoch_loop.batch_progress"} <= fit.keys()):
+        return False
+    inner = fit.get("state_dict", {})
+    places = inner.get("combined_loader", []) if isinstance(inner, dict) else None
+    whole = _list_of(lambda place: isinstance(place, dict) and {"epoch", "batches"} <= place.keys())
+    return whole(places) and _counts_are_right(value)
+
+
 def _is_optimizer(value: Any) -> bool:
-    return isinstance(value, dict) and {"state", "param_groups"} <= value.keys()
+    if not (isinstance(value, dict) and {"state", "param_groups"} <= value.keys() and isinstance(value["state"], dict)):
+        return False
+    states = value["state"].items()
+    return all(_is_count(at) and _names(lambda part: isinstance(part, Tensor) or _is_number(part))(of) for at, of in states)
 
 
 def _list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -76,7 +89,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "pytorch-lightning_version": ("the version of a release", _is_version),
     "epoch": ("a count", _is_count),
     "global_step": ("a count", _is_count),
-    "loops": ("the state of Lightning's loops", lambda value: isinstance(value, dict) and _counts_are_right(value)),
+    "loops": ("the state of Lightning's loops", _is_loops),
     "callbacks": ("states of callbacks by their names", _names(lambda value: isinstance(value, dict))),
     "optimizer_states": ("a list of optimizers' states", _list_of(_is_optimizer)),
     "lr_schedulers": ("a list of schedules' states", _list_of(lambda value: isinstance(value, dict))),

@@ -1,5 +1,6 @@
 """`lantern fit|validate|test|predict`: LightningCLI with our students, run folder, resume and import rules."""
 
+import math
 import typing
 import warnings
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
@@ -54,6 +55,15 @@ CKPT_PATH_HELP = (
 
 class LanternArgumentParser(ConfigParser, LightningArgumentParser):
     """LightningCLI's parser with our errors and help."""
+
+
+class SavedOnceTrained(ModelCheckpoint):
+    """Of a run that ends by an exception before its first batch nothing is saved: it would be an untrained student, or half
+    of what another checkpoint holds."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if math.isfinite(trainer.num_training_batches):
+            super().on_exception(trainer, pl_module, exception)
 
 
 class LanternCLI(LightningCLI):
@@ -181,7 +191,7 @@ class LanternCLI(LightningCLI):
             config["enable_checkpointing"] = False  # a trial leaves nothing; Lightning would save at its end
         if config.get("enable_checkpointing") is not False and not _has(given, ModelCheckpoint):
             kept: dict[str, Any] = {"save_last": "link", "save_on_exception": True, "enable_version_counter": False}
-            ours.append(ModelCheckpoint(run_dir / CHECKPOINTS, **kept))
+            ours.append(SavedOnceTrained(run_dir / CHECKPOINTS, **kept))
             often = timedelta(minutes=self._get(self.config_init, "checkpoint_minutes"))
             ours.append(ModelCheckpoint(run_dir / CHECKPOINTS, "between-{step}", train_time_interval=often))
         if self.subcommand == "predict" and not config.get("fast_dev_run"):

@@ -100,7 +100,7 @@ def test_damage_is_seen_and_an_older_checkpoint_taken(tmp_path: Path, harm: Call
     with pytest.raises(UserError, match=r"step=2\.ckpt' is damaged"):
         DurableCheckpoints().load_checkpoint(tmp_path / "step=2.ckpt")
     flip_a_byte(tmp_path / "step=1.ckpt")
-    with pytest.raises(UserError, match=r"No checkpoint in .* is whole: step=2.*; step=1.*Start the run anew"):
+    with pytest.raises(UserError, match=r"No checkpoint in .* is whole: step=.*; step=.*Start the run anew"):
         newest_good(tmp_path)
 
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from support import Ran
+
+from lantern_pl.resume import of_all_ranks, random_states, set_random_states
 
 Lantern = Callable[..., Ran]
 
@@ -151,3 +155,20 @@ def test_lora_checkpoints_hold_adapters_alone_and_come_back(tiny_decoder_config:
     assert again.keys() == adapters.keys()
     assert all(torch.equal(again[name], adapters[name]) for name in adapters)
     assert any(float(tensor.abs().max()) > 0 for name, tensor in adapters.items() if "lora_B" in name)
+
+
+def _in_a_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    states = of_all_ranks(random_states())
+    expected = torch.rand(3)
+    torch.manual_seed(17)
+    set_random_states(states[rank])
+    assert torch.equal(torch.rand(3), expected)
+    set_random_states(states[1 - rank])
+    assert not torch.equal(torch.rand(3), expected)
+    dist.destroy_process_group()
+
+
+def test_the_random_numbers_of_every_rank_are_kept(tmp_path: Path) -> None:
+    mp.spawn(_in_a_rank, (str(tmp_path),), nprocs=2)
