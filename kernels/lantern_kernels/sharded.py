@@ -90,13 +90,13 @@ def sharded_rows(
     if isinstance(teacher, TopK):
         tail, known = by_name["tail"].logsumexp(0), everyone[:, len(scalars) :].amax(0).t()
         log_q = torch.cat([known, tail[:, None]], -1)
-        total = log_q.logsumexp(-1, keepdim=True)
-        events = on_events(divergences, teacher, log_q - total, factors, temperature)
+        of_all = log_q.logsumexp(-1, keepdim=True)
+        events = on_events(divergences, teacher, log_q - of_all, factors, temperature)
         values = events.values
         if with_gradient:
             gradient = (others - tail.clamp(min=torch.finfo(tail.dtype).min / 2)[:, None]).exp_()
             gradient.mul_(events.slopes[:, -1:])[places] = events.slopes[:, :-1][ours]
-            gradient.addcmul_((s - total).exp(), events.total, value=-1.0)
+            gradient.addcmul_((s - of_all).exp(), events.total, value=-1.0)
     elif teacher is not None:
         Ls, Lt = by_name["Ls"].logsumexp(0), by_name["Lt"].logsumexp(0)
         log_q, log_p = (s - Ls[:, None]).clamp(min=LOG_FLOOR), (t - Lt[:, None]).clamp(min=LOG_FLOOR)

@@ -49,6 +49,38 @@ def test_logits_of_odd_shapes(rows, columns, temperature):
     assert_same(ours, naive_loss(student, teacher, MIXTURES["all"], **keywords), [student], torch.float32)
 
 
+@pytest.mark.parametrize("rows", [7, pytest.param(252, marks=pytest.mark.slow)])
+def test_logits_and_heads_of_a_large_vocabulary(rows, monkeypatch):
+    # The rounding of a sum of so many probabilities is common to a row, and its gradients are small.
+    monkeypatch.setitem(GRADIENT_TOLERANCE, torch.float32, 2e-4)
+    student, teacher = logits(rows, 151_936, torch.float32).requires_grad_(), logits(rows, 151_936, seed=1).float()
+    ours = mixture_loss(student, teacher, MIXTURES["js"])
+    assert_same(ours, naive_loss(student, teacher, MIXTURES["js"]), [student], torch.float32)
+    heads_ = heads(rows, 151_936, torch.float32)
+    ours = linear_mixture_loss(*heads_, [Term("kl")])
+    assert_same(ours, naive_linear(*heads_, [Term("kl")]), tensors(heads_[0]), torch.float32)
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bf16 products")
+def test_products_in_bf16_on_a_cpu_for_who_asks():
+    """As the README says; the loss and its gradients stay float32, with the error of factors that were rounded."""
+    student, teacher = heads(32, 507, torch.float32)
+    inputs = [student.hidden, student.weight]
+    wanted = linear_mixture_loss(student, teacher, [Term("kl")])
+    expected = torch.autograd.grad(wanted.loss, inputs)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        output = linear_mixture_loss(student, teacher, [Term("kl")])
+        got = torch.autograd.grad(output.loss, inputs)
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+    torch.testing.assert_close(output.loss, wanted.loss, rtol=2e-2, atol=1e-3)
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).abs().max() <= 4e-2 * other.abs().max()
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
 @pytest.mark.parametrize("terms", MIXTURES.values(), ids=MIXTURES)
 def test_logits_at_every_temperature(terms, temperature):

@@ -1,12 +1,14 @@
 """The benchmark runs, agrees with itself, and says nothing of the machine that it shouldn't."""
 
 import json
+import os
 import platform
+import subprocess
 import sys
 
 import pytest
 import torch
-from lantern_kernels.bench import linear, logits
+from lantern_kernels.bench import linear, logits, measure
 from lantern_kernels.bench.__main__ import main
 
 pytestmark = pytest.mark.slow
@@ -24,7 +26,7 @@ def report(tmp_path_factory):
 
 
 def test_every_case_is_measured_against_the_products_alone(report):
-    assert {row["case"] for row in report["linear"]["results"]} == set(linear.CASES)
+    assert {row["case"] for row in report["linear"]["results"]} == set(linear.QUICK_CASES)
     for row in report["linear"]["results"]:
         assert row["seconds"] > 0
         assert (row["of_gemms"] == 1) == (row["implementation"] == "gemms")
@@ -32,14 +34,46 @@ def test_every_case_is_measured_against_the_products_alone(report):
 
 def test_the_compared_losses_are_the_same_loss(report):
     errors = {(row["case"], row["implementation"]): row["gradient_error"] for row in report["linear"]["results"]}
-    assert all(errors[case, name] < 1e-4 for case in linear.CASES for name in ("lantern", "naive"))
+    assert all(errors[case, name] < 1e-4 for case in linear.QUICK_CASES for name in ("lantern", "naive"))
 
 
 def test_logits_are_measured_against_a_copy(report):
     results = report["logits"]["results"]
-    assert {row["case"] for row in results} == set(logits.CASES)
+    assert {row["case"] for row in results} == set(logits.QUICK_CASES)
     assert all(row["gradient_error"] < 1e-4 for row in results if row["implementation"] != "copy")
     assert all(row["share_of_copy_rate"] > 0 for row in results if row["implementation"] == "lantern")
+
+
+def test_a_quick_run_is_quick_with_nothing_compiled_before(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-m", "lantern_kernels.bench", "--quick"],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+def test_what_runs_out_of_memory_is_a_row():
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    seconds = measure.in_turns({"fits": lambda: None, "too large": too_large}, 2, torch.device("cpu"))
+    assert [len(seconds[label]) for label in ("fits", "too large")] == [2, 0]
+    row = dict.fromkeys(("seconds", "of_gemms", "of_lantern", "gflop_per_s", "memory_mb", "gradient_error"))
+    assert "| out of memory |" in linear.table({"results": [{"case": "kl", "implementation": "naive", **row}]})
+
+
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_a_wrong_gradient_fails_the_run(monkeypatch, error):
+    section = {
+        "setting": {"dtype": "float32"},
+        "results": [{"case": "kl", "implementation": "lantern", "gradient_error": error}],
+    }
+    monkeypatch.setattr(linear, "measure", lambda device, rounds, quick: section)
+    monkeypatch.setattr(linear, "table", lambda section: "")
+    assert main(["--only", "linear"]) == 1
 
 
 def test_the_tables_hold_every_result(report):

@@ -69,7 +69,7 @@ def unequal_shares_agree(rank, ranks, targets):
         # So few that the widest share takes several tiles and chunks, and the narrowest would take one.
         patch.setattr(chunk, "_TILE_BYTES_CPU", 2 * V * 8)
         patch.setattr(engine, "_CHUNK_BYTES_CPU", 4 * V * 8)
-        patch.setattr(engine, "_FEWEST_ROWS", 1)
+        patch.setitem(engine._FEWEST_ROWS, "cpu", 1)
         for terms in (MIXTURES["all"], ONE_EXCHANGE["both"]):
             logits_agree(rank, ranks, terms, None, widths=unequal(ranks), **keywords)
 

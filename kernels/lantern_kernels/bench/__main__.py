@@ -4,7 +4,7 @@
 
 Two tables, each from one run that makes a forward and a backward of every implementation in turn, round after round, so
 that whatever else a machine does harms all of them alike. Reported are medians, the largest error of a gradient against
-float64 on a few rows, and the growth of the peak memory.
+float64 on a few rows, and the growth of the peak memory. The exit code is 1 if one of our own errors is too large.
 
 linear: from hidden states and output embeddings.
   gemms        the four matrix products and nothing else, in chunks: the floor
@@ -32,14 +32,14 @@ from pathlib import Path
 import torch
 
 from lantern_kernels.bench import linear, logits
-from lantern_kernels.bench.measure import machine
+from lantern_kernels.bench.measure import LARGEST_ERROR, machine, wrong
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lantern_kernels.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="small problems, and no memory: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a few small problems: to see that it runs")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds, after one to warm up")
     parser.add_argument("--only", choices=["linear", "logits"], help="one of the two tables")
     parser.add_argument("--json", type=Path, help="where to record the results")
@@ -47,15 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report: dict[str, object] = {"machine": machine(), "rounds": arguments.rounds}
+    faults: list[str] = []
     for section in (linear, logits):
         name = section.__name__.rpartition(".")[2]
         if arguments.only in (None, name):
-            report[name] = section.measure(device, arguments.rounds, quick=arguments.quick)
-            print(f"\n{name}\n\n{section.table(report[name])}")
+            report[name] = result = section.measure(device, arguments.rounds, quick=arguments.quick)
+            print(f"\n{name}\n\n{section.table(result)}")
+            faults += wrong(result, LARGEST_ERROR[result["setting"]["dtype"]])
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    for fault in faults:
+        print(f"the gradient is wrong: {fault}", file=sys.stderr)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

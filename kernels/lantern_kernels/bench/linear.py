@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from lantern_kernels.bench.measure import cell, cpu_memory_growth, gpu_memory_growth, in_a_process, in_turns
+from lantern_kernels.bench.measure import (
+    cell,
+    cpu_memory_growth,
+    gpu_memory_growth,
+    in_a_process,
+    in_turns,
+    median,
+    ratio,
+    within_memory,
+)
 from lantern_kernels.heads import Head
 from lantern_kernels.loss import linear_mixture_loss
 from lantern_kernels.terms import Term
@@ -30,12 +38,13 @@ class Setting:
     vocabulary: int = 49_152
     hidden: int = 576
     chunk: int = 256
+    dtype: str = "float32"
 
 
-SETTINGS = {"cpu": Setting(), "cuda": Setting(rows=8192, vocabulary=151_936, hidden=2048, chunk=1024)}
+SETTINGS = {"cpu": Setting(), "cuda": Setting(rows=8192, vocabulary=151_936, hidden=2048, chunk=1024, dtype="bfloat16")}
 QUICK = {
     "cpu": Setting(rows=64, vocabulary=8_192, hidden=128, chunk=32),
-    "cuda": Setting(rows=1024, vocabulary=32_768, hidden=512, chunk=512),
+    "cuda": Setting(rows=1024, vocabulary=32_768, hidden=512, chunk=512, dtype="bfloat16"),
 }
 
 
@@ -56,23 +65,31 @@ CASES = {
 }
 
 
-class Problem:
-    """Random heads of a student and of a teacher that is close to it, and targets."""
+QUICK_CASES = ("js", "all four + ce")
 
-    def __init__(self, setting: Setting, device: torch.device, rows: int | None = None, dtype: torch.dtype = torch.float32):
+
+class Problem:
+    """Random heads of a student and of a teacher that is close to it, in the setting's dtype or `exact`; and targets."""
+
+    def __init__(self, setting: Setting, device: torch.device, rows: int | None = None, exact: bool = False):
         generator = torch.Generator(device).manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, device=device)
 
+        def ready(tensor: Tensor) -> Tensor:
+            tensor = tensor.to(getattr(torch, setting.dtype))
+            return tensor.double() if exact else tensor
+
         V, d = setting.vocabulary, setting.hidden
         hidden, weight = normal(setting.rows, d), normal(V, d) * (3 / math.sqrt(d))
         self.chunk = setting.chunk
         self.targets = torch.randint(0, V, (setting.rows,), generator=generator, device=device)[:rows]
-        self.teacher_hidden = (hidden + 0.5 * normal(setting.rows, d))[:rows].to(dtype)
-        self.teacher_weight = (weight + 0.1 * normal(V, d) / math.sqrt(d)).to(dtype)
-        self.hidden = hidden[:rows].to(dtype).requires_grad_()
-        self.weight = weight.to(dtype).requires_grad_()
+        self.teacher_hidden = (hidden + 0.5 * normal(setting.rows, d))[:rows]
+        self.teacher_hidden = ready(self.teacher_hidden)
+        self.teacher_weight = ready(weight + 0.1 * normal(V, d) / math.sqrt(d))
+        self.hidden = ready(hidden[:rows]).requires_grad_()
+        self.weight = ready(weight).requires_grad_()
 
     def step(self, loss: Callable[[Problem, Case], Tensor | None], case: Case) -> None:
         """One forward and backward, with the gradients left on hidden and weight."""
@@ -102,7 +119,9 @@ def lantern(problem: Problem, case: Case, backend: str | None = None) -> Tensor:
         case.terms,
         targets=problem.targets if case.cross_entropy else None,
         cross_entropy=case.cross_entropy,
-        backend=backend or ("triton" if problem.hidden.is_cuda else "inductor"),
+        backend=backend or "auto",
+        # As a long run has it: compiled from the start, where there is a C++ compiler.
+        logits_before=1 << 40,
     ).loss
 
 
@@ -175,26 +194,33 @@ def measure(device: torch.device, rounds: int, quick: bool) -> dict[str, Any]:
     """The section of the report."""
     setting = (QUICK if quick else SETTINGS)[device.type]
     problem = Problem(setting, device)
-    runs = [(case, name) for case in CASES for name in IMPLEMENTATIONS if applies(name, CASES[case])]
+    cases = QUICK_CASES if quick else tuple(CASES)
+    runs = [(case, name) for case in cases for name in IMPLEMENTATIONS if applies(name, CASES[case])]
     calls = {(case, name): partial(problem.step, IMPLEMENTATIONS[name], CASES[case]) for case, name in runs}
     seconds = in_turns(calls, rounds, device)
     results = []
     for case, name in runs:
-        median, own, floor = (statistics.median(seconds[case, of]) for of in (name, "lantern", "gemms"))
+        spent, own, floor = (median(seconds[case, of]) for of in (name, "lantern", "gemms"))
+        error = growth = None
+        if spent is not None and name != "gemms":
+            error = within_memory(partial(gradient_error, setting, device, case, name))
+        # A process of its own for each takes longer than all the rest: of a quick run's, two need no compiler.
+        if spent is not None and (not quick or (case == cases[0] and name in ("lantern eager", "naive"))):
+            growth = within_memory(partial(memory_growth, setting, device, case, name))
         results.append(
             {
                 "case": case,
                 "implementation": name,
-                "seconds": median,
-                "of_gemms": median / floor,
-                "of_lantern": median / own,
-                "gflop_per_s": 8 * setting.rows * setting.vocabulary * setting.hidden / median / 1e9,
-                "memory_mb": None if quick else memory_growth(setting, device, case, name),
-                "gradient_error": None if name == "gemms" else gradient_error(setting, device, case, name),
+                "seconds": spent,
+                "of_gemms": ratio(spent, floor),
+                "of_lantern": ratio(spent, own),
+                "gflop_per_s": ratio(8 * setting.rows * setting.vocabulary * setting.hidden / 1e9, spent),
+                "memory_mb": growth,
+                "gradient_error": error,
             }
         )
     return {
-        "what": "forward and backward of a linear distillation loss, float32",
+        "what": f"forward and backward of a linear distillation loss, {setting.dtype}",
         "setting": asdict(setting),
         "gradients_mb": (setting.rows + setting.vocabulary) * setting.hidden * 4 / 1e6,
         "results": results,
@@ -210,7 +236,7 @@ def applies(name: str, case: Case) -> bool:
 def gradient_error(setting: Setting, device: torch.device, case: str, name: str) -> float:
     """The largest error of a gradient against naive float64, relative to the largest entry of that gradient."""
     rows = ROWS_OF_THE_ERROR_CHECK
-    exact, ours = (Problem(setting, device, rows, dtype) for dtype in (torch.float64, torch.float32))
+    exact, ours = (Problem(setting, device, rows, exact) for exact in (True, False))
     exact.step(naive, CASES[case])
     ours.step(IMPLEMENTATIONS[name], CASES[case])
     pairs = ((ours.hidden.grad, exact.hidden.grad), (ours.weight.grad, exact.weight.grad))
@@ -243,10 +269,10 @@ def table(section: dict[str, Any]) -> str:
         cells = [
             row["case"],
             row["implementation"],
-            f"{row['seconds']:.3f}",
-            f"{row['of_gemms']:.2f}",
-            f"{row['of_lantern']:.2f}",
-            f"{row['gflop_per_s']:.0f}",
+            "out of memory" if row["seconds"] is None else f"{row['seconds']:.3f}",
+            cell("{:.2f}", row["of_gemms"]),
+            cell("{:.2f}", row["of_lantern"]),
+            cell("{:.0f}", row["gflop_per_s"]),
             cell("{:.0f}", row["memory_mb"]),
             cell("{:.1e}", row["gradient_error"]),
         ]

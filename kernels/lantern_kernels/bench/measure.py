@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
+import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,21 +16,63 @@ from typing import Any, TypeVar
 import torch
 
 Label = TypeVar("Label")
+Result = TypeVar("Result")
+
+
+def within_memory(call: Callable[[], Result]) -> Result | None:
+    """What the call returns; None if the device's memory doesn't suffice for it, which is a result too."""
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
 
 
 def in_turns(calls: Mapping[Label, Callable[[], Any]], rounds: int, device: torch.device) -> dict[Label, list[float]]:
-    """Seconds of each call in each round, after a round to warm up."""
+    """Seconds of each call in each round, after a round to warm up; none of a call that ran out of memory."""
     seconds: dict[Label, list[float]] = {label: [] for label in calls}
     for round_ in range(rounds + 1):
         print(f"round {round_} of {rounds}", file=sys.stderr)
-        for label, call in calls.items():
-            synchronise(device)
-            start = time.perf_counter()
-            call()
-            synchronise(device)
-            if round_:
-                seconds[label].append(time.perf_counter() - start)
-    return seconds
+        for label in list(seconds):
+            spent = within_memory(partial(_timed, calls[label], device))
+            if spent is None:
+                del seconds[label]
+            elif round_:
+                seconds[label].append(spent)
+    return {label: seconds.get(label, []) for label in calls}
+
+
+def _timed(call: Callable[[], Any], device: torch.device) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def median(seconds: Sequence[float]) -> float | None:
+    """None of what ran out of memory."""
+    return statistics.median(seconds) if seconds else None
+
+
+def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    """None where either ran out of memory."""
+    return None if numerator is None or denominator is None else numerator / denominator
+
+
+def wrong(section: Mapping[str, Any], most: float) -> list[str]:
+    """Our own results whose gradient's error is more than it may be, or no number."""
+    return [
+        f"{row['case']}, {row['implementation']}: {row['gradient_error']:.1e} > {most:.0e}"
+        for row in section["results"]
+        if row["implementation"].startswith("lantern")
+        and row["gradient_error"] is not None
+        and not row["gradient_error"] <= most
+    ]
+
+
+LARGEST_ERROR = {"float32": 1e-4, "bfloat16": 2e-2}
+"""Of a gradient, relative to its largest entry: in bf16 that of rounding it, and products of what was rounded."""
 
 
 def synchronise(device: torch.device) -> None:

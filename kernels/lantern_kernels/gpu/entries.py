@@ -79,7 +79,7 @@ def log_of_mixture(x, beta: tl.constexpr, ASSEMBLY: tl.constexpr):
     smaller = exp2(tl.abs(x) * -LOG2_E, ASSEMBLY)
     share = tl.where(x > 0, smaller * (1 - beta) + beta, smaller * beta + (1 - beta))
     log_share = log2(share, ASSEMBLY) * LN_2
-    return at_least(x, 0.0) + log_share, -at_least(-x, 0.0) - log_share
+    return at_least(x, 0.0) + log_share, tl.minimum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - log_share
 
 
 @triton.jit
