@@ -170,7 +170,7 @@ def test_a_teacher_that_cannot_be_used_is_said_as_ever(lantern: Lantern, cluster
 
 def test_what_a_worker_fails_with_holds_no_text(lantern: Lantern, cluster: Any, label_config: Path) -> None:
     """A fault of a plugin in its worker: where it was, and nothing of what it was asked."""
-    ran = lantern("label", "--config", label_config, "--teacher=ray_teachers.Faulty", *on(cluster))
+    ran = lantern("label", "--config", label_config, "--yes", "--teacher=ray_teachers.Faulty", *on(cluster))
     assert ran.code == 2
     assert "A worker has failed with ValueError at" in ran.err
     assert "ray_teachers.py:" in ran.err
