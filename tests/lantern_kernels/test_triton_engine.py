@@ -322,7 +322,11 @@ def test_one_sweep_is_not_accurate_near_convergence_which_is_why_the_option_exis
 
 
 @pytest.mark.parametrize("spread", [1e-3, 1e-2, 1.0])
-@pytest.mark.parametrize("divergence", [KL(), ReverseKL(), JS(), JS(0.1), JS(1e-6), JS(1 - 1e-6), TVD()], ids=repr)
+@pytest.mark.parametrize(
+    "divergence",
+    [KL(), ReverseKL(), JS(), JS(0.1), JS(1e-6), JS(1 - 1e-6), TVD()],
+    ids=["kl", "reverse_kl", "js", "js0.1", "js0", "js1", "tvd"],
+)
 def test_plain_entries_keep_the_gradient(divergence, spread):
     """Near convergence too: what's lost there is the value's, and no more than 5·10⁻⁷ of it.
 
@@ -343,7 +347,9 @@ def test_plain_entries_keep_the_gradient(divergence, spread):
         torch.testing.assert_close(output.terms["value"].double(), values["value"].detach(), rtol=1e-5, atol=5e-7)
 
 
-@pytest.mark.parametrize("entry", [KL().triton_entry()[0], JS().triton_entry()[0], TVD().triton_entry()[0]], ids=repr)
+@pytest.mark.parametrize(
+    "entry", [KL().triton_entry()[0], JS().triton_entry()[0], TVD().triton_entry()[0]], ids=["kl", "js", "tvd"]
+)
 def test_accurate_takes_the_entries_that_a_divergence_gives(entry):
     class Theirs:
         name = "theirs"

@@ -1,4 +1,4 @@
-"""One optimizer step of each of several students, in as many processes as torchrun starts; run by test_sharded.
+"""One optimizer step of each of several students, in as many processes as torchrun starts; run by test_sharded_students.
 
 What each saves is whole, whatever the strategy: the gradients that the optimizer saw, the weights after it, and figures.
 """
