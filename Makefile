@@ -62,6 +62,8 @@ bench: .venv/ready runs/quickstart/student  ## compare with TRL, and record the 
 	$(BIN)/python -m lantern_kernels.bench --json kernels/results/losses_cpu.json
 	$(BIN)/python kernels/bench/block_skipping.py --json kernels/results/block_skipping_cpu.json
 	$(BIN)/python kernels/bench/prefix_sharing.py --json kernels/results/prefix_sharing_cpu.json
+	$(BIN)/python plugins/lantern-teacher-litellm/bench/throughput.py --json kernels/results/labelling_cpu.json
+	$(BIN)/python kernels/bench/scale.py --json kernels/results/scale_cpu.json
 # A missed goal ends it with an error, once all figures are recorded and in the READMEs.
 	status=0; for bench in export service signals; do \
 		$(BIN)/python kernels/bench/$$bench.py --json kernels/results/$${bench}_cpu.json || status=1; done; \

@@ -123,7 +123,7 @@ def _load_checked_yaml(text: str) -> Any:
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The options of a command line and their values."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             yield key, value if equals else "" if following.startswith("--") else following

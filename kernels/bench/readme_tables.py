@@ -17,6 +17,7 @@ from typing import Any
 import block_skipping
 import export
 import prefix_sharing
+import scale
 import service
 import signals
 import training_step
@@ -32,7 +33,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "prefix_sharing_cpu": prefix_sharing.table,
     "export_cpu": export.table,
     "service_cpu": service.table,
+    "scale_cpu": scale.table,
 }
+PAGES = ("README.md", "kernels/README.md", "docs/scale.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -56,7 +59,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a README isn't up to date")
     arguments = parser.parse_args()
     stale = []
-    for readme in (REPOSITORY / "README.md", REPOSITORY / "kernels" / "README.md"):
+    for readme in (REPOSITORY / page for page in PAGES):
         text = readme.read_text()
         if (new := filled(text)) != text:
             stale.append(str(readme.relative_to(REPOSITORY)))

@@ -35,7 +35,7 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.divergences.first_party import JS
 from lantern_pl.signal_sets import report as rounding
-from lantern_pl.signal_sets.formats import TopKFormat, logits_of
+from lantern_pl.signal_sets.formats import TopKFormat, logits_of, store_ids
 from lantern_pl.signal_sets.keys import example_key
 from lantern_pl.signal_sets.manifest import Manifest, Tokens
 from lantern_pl.signal_sets.reader import SignalSet
@@ -147,26 +147,20 @@ def _median(action: Callable[[], Any], rounds: int) -> float:
 
 def _write(folder: Path, tokens: Tokens, shards: list[tuple[dict[str, torch.Tensor], int, int]]) -> None:
     writer = SetWriter(folder, {})
-    for arrays, examples, rows in shards:
-        writer.add(arrays, examples, rows, 0)
+    for number, (arrays, examples, rows) in enumerate(shards):
+        writer.add(number, arrays, examples, rows, 0)
     writer.finish(Manifest(teacher={}, task={}, data={}, request={}, tokens=tokens, shards=writer.shards))
 
 
 def reading(folder: Path, packed: bool, rounds: int) -> dict[str, float]:
-    """Any signals do: reading doesn't look at them."""
-    form = TopKFormat(K, VOCABULARY, "u8", packed, 1.0)
     generator = torch.Generator().manual_seed(0)
     rows = EXAMPLES * PER_EXAMPLE
     shards = []
     for _ in range(SHARDS):
-        arrays = {
-            name: torch.randint(0, 200, (rows, *array.shape), generator=generator, dtype=torch.int32).to(torch.int64)
-            for name, array in form.arrays().items()
-        }
-        arrays = {
-            name: values.to(form.arrays()[name].dtype) if name != "ids" else values.int().view(torch.uint32)
-            for name, values in arrays.items()
-        }
+        # Any signals do but those that name a token twice, which reading refuses.
+        ids = (torch.randint(VOCABULARY, (rows, 1), generator=generator) + torch.arange(K) * 1531) % VOCABULARY
+        arrays = store_ids(ids, VOCABULARY, packed)
+        arrays["log_probs"] = torch.randint(200, (rows, K), generator=generator).to(torch.uint8)
         arrays["tail_log_mass"] = -torch.rand(rows, generator=generator).half() - 0.01
         arrays[EXAMPLE_KEYS] = torch.randint(0, 256, (EXAMPLES, 16), generator=generator).to(torch.uint8)
         arrays[ROW_ENDS] = torch.arange(1, EXAMPLES + 1) * PER_EXAMPLE
@@ -231,7 +225,7 @@ def recording(folder: Path, rounds: int) -> dict[str, Any]:
     answers = itertools.cycle(signals)
     teacher.score_tokens = lambda batch: next(answers)  # type: ignore[method-assign]
     added = []
-    writer = SetWriter(folder / "recorded", {})
+    writer, numbers = SetWriter(folder / "recorded", {}), itertools.count()
     for _ in range(4 * rounds + 1):
         began = time.perf_counter()
         for signal in signals:
@@ -239,7 +233,7 @@ def recording(folder: Path, rounds: int) -> dict[str, Any]:
         between = time.perf_counter()
         for _, made in recorder.shard(items):
             if made is not None:
-                writer.add(made.arrays, made.examples, made.tokens, made.pairs)
+                writer.add(next(numbers), made.arrays, made.examples, made.tokens, made.pairs)
         added.append(time.perf_counter() - between - (between - began))
     added_s = statistics.median(added[1:])
     del teacher.score_tokens

@@ -10,7 +10,7 @@ from lantern_pl.errors import UserError
 
 GROUP = 64
 """Rows of one commit, at most."""
-WINDOW = 0.01
+WINDOW = 0.03
 """Seconds that a row waits, at most, for others to join its commit."""
 ROOM = 1024
 """Rows that wait, at most: whoever puts faster than the disk writes has to wait, so that memory stays flat."""

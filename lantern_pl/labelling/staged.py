@@ -180,12 +180,13 @@ class StagedRun:
 
     def unsettled(self, stage: Stage, tally: Tally) -> Iterator[Unit]:
         """The questions of a stage that there is no answer to, until the run is to stop; the others are counted."""
+        known = self.store.keys(stage.name)  # a look into the store for each new question would take longer than to ask it
         for unit in self.units(stage):
             if self.stopping:
                 return
             if unit is None:
                 tally.blocked += 1
-            elif self._settled(row := self.store.get(unit.key)):
+            elif self._settled(row := self.store.get(unit.key) if unit.key in known else None):
                 tally.cached += 1
                 if row is not None and row.state == "quarantined":
                     tally.quarantined[row.reason or ""] += 1

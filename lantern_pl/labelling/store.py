@@ -96,6 +96,11 @@ class LabelStore:
                 raise UserError(f"The {kind} {subject!r} was purged from {self.folder}: leave it out of the pairs.")
         return self._queue.put(entry(row, attempts))
 
+    def keys(self, stage: str) -> set[str]:
+        """The keys of a stage's committed answers."""
+        query = "SELECT key FROM units JOIN answers ON units.id = unit WHERE stage = ?"
+        return {key for (key,) in self._read(query, (stage,))}
+
     def rows(self, stage: str | None = None, state: str | None = None) -> Iterator[Answered]:
         """The committed answers, of one stage or state or of all, in the order in which their questions were first put."""
         query = (

@@ -16,9 +16,11 @@ ANSWERS = (
     "prompt_tokens, completion_tokens, cost, repairs, teacher, seconds FROM answers JOIN units ON units.id = unit"
 )
 _PARSED = [field.name for field in fields(Answered)].index("parsed")
-_PUT_UNIT = "INSERT INTO units VALUES (NULL, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
-_PUT_ANSWER = """
-INSERT INTO answers SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM units WHERE key = ?
+_PUT_UNITS = "INSERT INTO units SELECT NULL, * FROM (VALUES {rows}) WHERE TRUE ON CONFLICT (key) DO NOTHING"
+_PUT_ANSWERS = """
+INSERT INTO answers
+SELECT id, column2, column3, column4, column5, column6, column7, column8, column9, column10, column11, column12
+FROM (VALUES {rows}) CROSS JOIN units ON key = column1 WHERE TRUE
 ON CONFLICT (unit) DO UPDATE SET
     state = excluded.state, reason = excluded.reason, raw = excluded.raw, parsed = excluded.parsed,
     finish_reason = excluded.finish_reason, prompt_tokens = excluded.prompt_tokens,
@@ -26,11 +28,15 @@ ON CONFLICT (unit) DO UPDATE SET
     teacher = excluded.teacher, seconds = excluded.seconds
 WHERE answers.state = 'quarantined'
 """
-_PUT_ATTEMPT = "INSERT INTO attempts SELECT NULL, id, ?, ?, ? FROM units WHERE key = ?"
-_SPEND = """
-UPDATE spent SET answers = answers + 1, prompt_tokens = prompt_tokens + ?1, completion_tokens = completion_tokens + ?2,
-    cost = cost + ifnull(?3, 0), unpriced = unpriced + (?3 IS NULL)
+_PUT_ATTEMPTS = """
+INSERT INTO attempts SELECT NULL, id, column2, column3, column4 FROM (VALUES {rows}) CROSS JOIN units ON key = column1
 """
+_SPEND = """
+UPDATE spent SET answers = answers + ?, prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?,
+    cost = cost + ?, unpriced = unpriced + ?
+"""
+_AT_ONCE = 500
+"""Rows of one statement. SQLite takes 32,766 values, and our rows have at most 12."""
 _PUT_DECISION = "INSERT INTO decisions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -41,7 +47,6 @@ class Entry:
     row: Answered
     unit: tuple[Any, ...]
     answer: tuple[Any, ...]
-    spent: tuple[Any, ...]
     attempts: list[tuple[Any, ...]]
 
     @property
@@ -60,9 +65,8 @@ def entry(row: Answered, attempts: Sequence["Attempt"]) -> Entry:
     return Entry(
         row=row,
         unit=tuple(map(stored, unit)),
-        answer=tuple(map(stored, (*answer, row.key))),
-        spent=spent,
-        attempts=[(tried.started, tried.seconds, stored(tried.outcome), row.key) for tried in attempts],
+        answer=tuple(map(stored, (row.key, *answer))),
+        attempts=[(row.key, tried.started, tried.seconds, stored(tried.outcome)) for tried in attempts],
     )
 
 
@@ -76,10 +80,21 @@ def answered(found: Sequence[Any]) -> Answered:
 
 def put_answers(connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
     """Add each answer where its question has no ok one yet, and its attempts and spending in any case."""
-    connection.executemany(_PUT_UNIT, (entry.unit for entry in entries))
-    connection.executemany(_PUT_ANSWER, (entry.answer for entry in entries))
-    connection.executemany(_PUT_ATTEMPT, (tried for entry in entries for tried in entry.attempts))
-    connection.executemany(_SPEND, (entry.spent for entry in entries))
+    _insert(connection, _PUT_UNITS, [entry.unit for entry in entries])
+    _insert(connection, _PUT_ANSWERS, [entry.answer for entry in entries])
+    _insert(connection, _PUT_ATTEMPTS, [tried for entry in entries for tried in entry.attempts])
+    rows = [entry.row for entry in entries]
+    costs = [row.cost for row in rows if row.cost is not None]
+    tokens = sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows)
+    connection.execute(_SPEND, (len(rows), *tokens, sum(costs), len(rows) - len(costs)))
+
+
+def _insert(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Many rows a statement: after each one Python's lock has to be had again from the threads that ask meanwhile."""
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        places = ", ".join(["(" + ", ".join("?" * len(some[0])) + ")"] * len(some))
+        connection.execute(statement.format(rows=places), [value for row in some for value in row])
 
 
 def put_decisions(connection: sqlite3.Connection, decisions: Iterable[Decision]) -> None:

@@ -97,7 +97,7 @@ class TopKFormat(Format):
         top = top_k_of(signal, self.k, self.temperature, self.vocab_size)
         if top.log_probs.isnan().any() or top.tail_log_mass.isnan().any():
             raise UserError("NaN among its scores")
-        arrays = _store_ids(top.ids.cpu(), self.vocab_size, self.packed)
+        arrays = store_ids(top.ids.cpu(), self.vocab_size, self.packed)
         log_probs, tail = top.log_probs.float().cpu(), top.tail_log_mass.float().cpu()
         if self.log_probs == "f32":
             return {**arrays, "log_probs": log_probs, "tail_log_mass": tail}
@@ -175,7 +175,7 @@ class SampledFormat(Format):
         ids = samples.flatten()[starts][:, None]
         return {
             "entries": first.sum(-1).to(torch.uint8),
-            **_store_ids(ids, self.vocab_size, self.packed),
+            **store_ids(ids, self.vocab_size, self.packed),
             "times": (ends - starts).to(torch.uint8),
         }
 
@@ -309,7 +309,7 @@ def _id_arrays(k: int, vocabulary: int, packed: bool) -> dict[str, Array]:
     return {**low, "ids_high": Array(torch.uint8, (high_bytes,))} if high_bytes else low
 
 
-def _store_ids(ids: Tensor, vocabulary: int, packed: bool) -> dict[str, Tensor]:
+def store_ids(ids: Tensor, vocabulary: int, packed: bool) -> dict[str, Tensor]:
     return pack_ids(ids, vocabulary) if packed else {"ids": ids.int().view(torch.uint32)}
 
 

@@ -137,8 +137,8 @@ def most_open(url: str) -> int:
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="openai/m", help="hosted_vllm/m is litellm's faster way")
-    parser.add_argument("--requests", type=int, default=400, help="in each round")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--requests", type=int, default=2000, help="in each round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds that the server takes for an answer")
     parser.add_argument("--memory", type=int, default=0, help="how many requests to watch the memory over, such as 20000")

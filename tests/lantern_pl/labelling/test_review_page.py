@@ -157,7 +157,8 @@ def test_a_review_by_keyboard(driver: Any, serve: Callable[[str], str], folder: 
     # Edited: another level, and words that hold all the keys.
     tab.press("3")
     tab.wait(lambda: tab.chosen() == "high")
-    assert "as edited" in tab.run("return getComputedStyle(document.querySelector('#accept'), '::after').content")
+    accept = "return getComputedStyle(document.querySelector('#accept'), '::after').content"
+    tab.wait(lambda: "as edited" in tab.run(accept))
     tab.press("e")
     tab.wait(lambda: tab.focused() == "TEXTAREA")
     tab.press(" parneme 12")

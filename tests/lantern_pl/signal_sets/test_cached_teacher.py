@@ -246,6 +246,7 @@ def test_changed_texts_are_refused_naming_both_sides(
 ) -> None:
     rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
     rows[0]["candidate_text"] += " Also Fortran."
+    rows[0]["candidate_id"] += "-b"  # one id is one text
     changed = tmp_path / "changed.jsonl"
     changed.write_text("".join(json.dumps(row) + "\n" for row in rows))
     ran = lantern("fit", "--config", _with_teacher(tiny_decoder_config, whole_set), "--data.path", changed)
