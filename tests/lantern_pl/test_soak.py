@@ -41,7 +41,7 @@ def test_memory_and_handles_stay_flat(
         f"--trainer.max_steps={steps}",
         f"--trainer.callbacks={json.dumps([callback])}",
         "--trainer.check_val_every_n_epoch=5",
-        "--data.max_length=96",
+        f"--data.max_length={96 if kind == 'encoder' else 224}",  # a decoder's holds question and answer too
     )
     command = [sys.executable, "-m", "lantern_pl", "fit", "--config", str(config), *options]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
