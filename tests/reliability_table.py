@@ -23,7 +23,7 @@ TOPICS = {
     "test_resume": "Stops, kills and resumes",
     "test_checkpoints": "Checkpoints",
     "test_golden_losses": "The same losses after every change",
-    "test_global_batch": "Several processes",
+    "test_sharded_students": "Several processes",
     "scale/": "Several processes",
     "test_hostile_files": "Configs and weights from strangers",
     "test_planted_secrets": "Secrets and personal data",

@@ -18,6 +18,16 @@ needs_browser = pytest.mark.skipif(
     reason="there is no chromium with its chromedriver here",
 )
 
+# For `python -c`, with a `lantern` command's arguments: runs it, then prints its peak memory in KiB. Not ru_maxrss,
+# which begins with what the process that started this one had.
+PEAK_OF_LANTERN = """\
+import sys
+from lantern_pl.cli import main
+code = main(sys.argv[1:])
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+sys.exit(code)
+"""
+
 
 @dataclass(frozen=True)
 class Ran:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import PEAK_OF_LANTERN, REPOSITORY
 
 
 @pytest.mark.slow
@@ -22,20 +22,15 @@ def test_quickstart_keeps_its_promises(tmp_path: Path) -> None:
     start = time.monotonic()
     peaks_gb = []
     for command in commands:
-        with (tmp_path / "printed.txt").open("w+") as printed:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "lantern_pl", *command],
-                cwd=tmp_path,
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
-                stdout=printed,
-                stderr=printed,
-            )
-            # Of this process alone: `RUSAGE_CHILDREN` is the largest of every process that other tests have started.
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            printed.seek(0)
-            assert process.returncode == 0, printed.read()[-3000:]
-        peaks_gb.append(usage.ru_maxrss / 2**20)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK_OF_LANTERN, *command],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        peaks_gb.append(int(done.stdout.split()[-1]) / 2**20)
     seconds, peak_gb = time.monotonic() - start, max(peaks_gb)
     manifest = json.loads((tmp_path / "runs/quickstart/student/manifest.json").read_text())
     untrained, trained = manifest["metrics"]["untrained"], manifest["metrics"]["trained"]

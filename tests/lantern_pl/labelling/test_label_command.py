@@ -227,7 +227,7 @@ def test_students_train_on_the_reviewed_open_annotations(
     )
     ran = lantern(
         "fit", f"--model=lantern_pl.students.{student}", *of_student, "--data=lantern_pl.data.PairDataModule",
-        f"--data.path={labels / 'seed.jsonl'}", "--data.max_length=128", f"--run_dir={tmp_path / 'run'}",
+        f"--data.path={labels / 'seed.jsonl'}", "--data.max_length=256", f"--run_dir={tmp_path / 'run'}",
         "--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
     )  # fmt: skip

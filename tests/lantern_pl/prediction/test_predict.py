@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from recording import Record
-from support import Ran
+from support import PEAK_OF_LANTERN, Ran
 
 from lantern_pl.data.records import read_pairs
 from lantern_pl.tasks import Task
@@ -360,14 +360,8 @@ def test_memory_does_not_grow_with_the_file(encoder_student: Path, tmp_path: Pat
                     json.dumps({"pair_id": number, "job_text": "A job.", "candidate_text": f"Number {number}."}) + "\n"
                 )
         arguments = command(encoder_student, data, tmp_path / f"out-{count}", "--data.eval_batch_size=256")
-        script = (
-            "import sys; from lantern_pl.cli import main\n"
-            "assert main(sys.argv[1:]) == 0\n"
-            # Not ru_maxrss, which begins with what the process that started this one had.
-            "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
-        )
         done = subprocess.run(
-            [sys.executable, "-c", script, *arguments, "--prediction.shard_rows=2000"],
+            [sys.executable, "-c", PEAK_OF_LANTERN, *arguments, "--prediction.shard_rows=2000"],
             capture_output=True, text=True, timeout=2900, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from http_chat import HTTPChat, PricedHTTPChat, RubricServer
+from recording import Record
 from support import REPOSITORY, Ran
 
 from lantern_pl.data.sample import make_pairs
@@ -87,7 +88,7 @@ def label_config(tmp_path: Path, server: RubricServer, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("lost", ["worker", "machine"])
 def test_labels_are_all_there_once(
-    lantern: Lantern, own_cluster: Any, label_config: Path, server: RubricServer, tmp_path: Path, lost: str
+    lantern: Lantern, own_cluster: Any, label_config: Path, server: RubricServer, tmp_path: Path, lost: str, record: Record
 ) -> None:
     """In all four stages; in the middle of one of them a worker, or a machine with its worker, goes."""
     node = next(iter(own_cluster.worker_nodes))
@@ -110,6 +111,11 @@ def test_labels_are_all_there_once(
     assert 0 <= server.asked.total() - wanted <= HTTPChat.max_in_flight
     found = pq.read_table(labels / "labels.parquet", columns=["pair_id"]).to_pylist()
     assert [row["pair_id"] for row in found] == [pair["pair_id"] for pair in pairs]
+    record(
+        f"A {lost} of a Ray cluster is killed while `lantern label --engine ray` runs",
+        found=f"{len(pairs)} pairs, {answers:,} answers: 0 lost, {server.asked.total() - wanted} asked twice",
+        goal="0 lost, at most those in flight asked twice",
+    )
 
 
 def test_the_budget_holds_for_all_workers_and_through_a_kill(
@@ -138,7 +144,7 @@ def predict(student: Path, pairs: Path, out: Path) -> list[object]:
 
 @pytest.mark.parametrize("lost", ["worker", "machine"])
 def test_predictions_are_all_there_once(
-    lantern: Lantern, own_cluster: Any, encoder_student: Path, many_pairs: Path, tmp_path: Path, lost: str
+    lantern: Lantern, own_cluster: Any, encoder_student: Path, many_pairs: Path, tmp_path: Path, lost: str, record: Record
 ) -> None:
     local, out = tmp_path / "local", tmp_path / "ray"
     assert lantern(*predict(encoder_student, many_pairs, local)).code == 0
@@ -158,10 +164,15 @@ def test_predictions_are_all_there_once(
     assert len(hashes[0]) == 100
     assert hashes[0] == hashes[1]
     assert json.loads((out / "_manifest.json").read_text()) == json.loads((local / "_manifest.json").read_text())
+    record(
+        f"A {lost} of a Ray cluster is killed while `lantern predict --engine ray` runs",
+        found=f"{len(hashes[0])} shards, byte for byte those of one process",
+        goal="no row lost or answered twice",
+    )
 
 
 def test_signals_are_all_there_once(
-    lantern: Lantern, own_cluster: Any, tiny_lm: Path, pairs_file: Path, tmp_path: Path
+    lantern: Lantern, own_cluster: Any, tiny_lm: Path, pairs_file: Path, tmp_path: Path, record: Record
 ) -> None:
     config = tmp_path / "cache.yaml"
     config.write_text(f"""\
@@ -182,6 +193,11 @@ pairs_per_shard: 1
     harm.join()
     contents = [{path.name: path.read_bytes() for path in sorted(folder.iterdir())} for folder in (tmp_path / "local", out)]
     assert contents[0] == contents[1]
+    record(
+        "A worker of a Ray cluster is killed while `lantern cache --engine ray` runs",
+        found=f"{len(contents[0])} files, byte for byte those of one process",
+        goal="no shard lost",
+    )
 
 
 def test_interrupted_on_a_cluster_of_its_own_it_finishes_what_is_in_flight(

@@ -1,4 +1,4 @@
-"""The service under many requests: what it leaves of the model's speed, and memory that doesn't grow."""
+"""What the service leaves of the model's speed under many requests."""
 
 from pathlib import Path
 
@@ -20,14 +20,6 @@ def test_a_few_requests_are_measured(students: dict[str, str]) -> None:
         service["pairs_a_second"] / (sum(found["bare_pairs_a_second"]) / 2), abs=2e-3
     )
     assert 20 < memory["first_quarter_mb"] <= memory["most_mb"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_memory_stays_flat_over_twenty_thousand_requests(students: dict[str, str]) -> None:
-    found = measure(students["encoder"], "torch", TEXTS, clients=64, requests=20_000, bare_seconds=0.5)
-    assert found["service"]["statuses"] == {"200": 20_000}
-    assert found["memory"]["last_quarter_mb"] <= found["memory"]["first_quarter_mb"] + 5
 
 
 @pytest.mark.slow
