@@ -20,6 +20,7 @@ FIGURES = {
     "rouge_l": ("generated text, ROUGE-L", True),
     "valid_format": ("generated text readable", True),
     "cross_entropy": ("nats, to the annotation", False),
+    "tvd": ("0 to 1, to the teacher", False),
     "hidden_states": ("distance, to the teacher's", False),
 }
 DIVERGENCE = ("nats, to the teacher", False)
