@@ -124,6 +124,53 @@ def test_a_run_and_its_export_keep_them_to_themselves(
     )
 
 
+def test_labelling_caching_and_predicting_keep_them_to_themselves(
+    lantern: Lantern,
+    planted: Path,
+    logged: list[str],
+    tiny_lm: Path,
+    tiny_encoder_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record: Record,
+) -> None:
+    """Texts are in the label store by design, for its owner alone; they are nowhere else, and the key is nowhere."""
+    monkeypatch.setenv("LANTERN_ALLOW_IMPORTS", "rubric_chat")
+    config = tmp_path / "label.yaml"
+    teacher = {"class_path": "rubric_chat.RubricChat"}
+    keys = {"pairs": str(planted), "labels": str(tmp_path / "labels"), "teacher": teacher, "guide": {"stages": "single"}}
+    config.write_text(yaml.safe_dump(keys))
+    cache = {
+        "teacher": {"class_path": "lantern_pl.teachers.hf", "init_args": {"model": str(tiny_lm)}},
+        "pairs": str(planted),
+        "signals": str(tmp_path / "signals"),
+        "max_length": 400,
+        "k": 8,
+    }
+    (tmp_path / "cache.yaml").write_text(yaml.safe_dump(cache))
+    quiet = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
+    printed = [
+        lantern("label", "--config", config, "--yes"),
+        lantern("cache", "--config", tmp_path / "cache.yaml"),
+        lantern("fit", "--config", tiny_encoder_config, f"--data.path={planted}"),
+        lantern("predict", "--student", tmp_path / "run/student", "--pairs", planted, "--out", tmp_path / "answers", *quiet),
+    ]
+    assert [ran.code for ran in printed] == [0, 0, 0, 0], printed
+    assert "48 labels (" in printed[0].out
+    for secret in PLANTED:
+        assert [line for line in logged if secret in line] == []
+        assert [ran for ran in printed if secret in ran.out + ran.err] == []
+    assert files_with(KEY, tmp_path) == []
+    # The store's own companion while it is open, and what it was all made from, aside.
+    holding = {name for name in files_with(ADDRESS, tmp_path) if not name.endswith("-wal")} - {planted.name}
+    assert holding == {"labels/store.sqlite", "labels/labels.parquet"}
+    record(
+        "A key in the environment and an e-mail address in every text: label, cache and predict",
+        found=f"in none of {len(logged):,} log lines, nor in what was printed; the address in the label store alone",
+        goal="in no log, exception, checkpoint or export",
+    )
+
+
 def test_a_row_that_cannot_be_read_is_named_and_not_quoted(
     lantern: Lantern, planted: Path, tiny_encoder_config: Path
 ) -> None:
