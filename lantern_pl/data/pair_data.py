@@ -145,11 +145,7 @@ class PairDataModule(LightningDataModule):
         for split, path in (("val", val_path), ("test", test_path)):
             if path:
                 pairs[split] = read_pairs(path, self.task, self.job_text_field)
-                if shared := _seen(pairs[split], pairs["train"]):
-                    rank_zero_warn(
-                        f"{shared} of {len(pairs[split])} {split} pairs have a job or a candidate that is also trained on: "
-                        f"figures on {path} will look better than they are."
-                    )
+                _warn_of_shared(pairs[split], pairs["train"], split, path)
         counts = ", ".join(f"{len(rows)} {split}" for split, rows in pairs.items())
         dropped = f"; {len(splits.dropped)} left out, whose job or candidate is in another split" if splits.dropped else ""
         rank_zero_info(f"Pairs: {counts}{dropped}.")
@@ -224,19 +220,27 @@ class PairDataModule(LightningDataModule):
         }
 
 
-def _seen(pairs: Sequence[Pair], training: Sequence[Pair]) -> int:
-    """How many pairs share a job or a candidate with the training pairs, by its id or by its text."""
-    known = set().union(*map(_job_and_candidate, training))
-    return sum(not known.isdisjoint(_job_and_candidate(pair)) for pair in pairs)
+def _warn_of_shared(pairs: Sequence[Pair], training: Sequence[Pair], split: str, path: str) -> None:
+    """Say how many pairs share a job or a candidate with the training pairs: by its text, or else by its id, which files
+    that were numbered one by one have in common without meaning anything."""
+    texts = set().union(*map(_texts, training))
+    ids = {(pair.job_id, "") for pair in training} | {("", pair.candidate_id) for pair in training}
+    same_text = [pair for pair in pairs if not texts.isdisjoint(_texts(pair))]
+    same_id = [pair for pair in pairs if not ids.isdisjoint({(pair.job_id, ""), ("", pair.candidate_id)})]
+    if same_text:
+        rank_zero_warn(
+            f"{len(same_text)} of {len(pairs)} {split} pairs have a job's or a candidate's text that is also trained on: "
+            f"figures on {path} will look better than they are."
+        )
+    elif same_id:
+        rank_zero_warn(
+            f"{len(same_id)} of {len(pairs)} {split} pairs have a job_id or candidate_id that is also trained on, with "
+            f"other texts: if it means the same job or person, figures on {path} will look better than they are."
+        )
 
 
-def _job_and_candidate(pair: Pair) -> set[tuple[str, str]]:
-    return {
-        ("job", pair.job_id),
-        ("job's text", normalised(pair.job_text)),
-        ("candidate", pair.candidate_id),
-        ("candidate's text", normalised(pair.candidate_text)),
-    }
+def _texts(pair: Pair) -> set[tuple[str, str]]:
+    return {("job", normalised(pair.job_text)), ("candidate", normalised(pair.candidate_text))}
 
 
 def _cut(cut: Cut | None) -> dict[str, int]:
