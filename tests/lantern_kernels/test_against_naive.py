@@ -24,7 +24,7 @@ def assert_same(ours, naive, inputs, dtype):
     assert (loss.detach() - naive_loss_.detach()).abs() <= LOSS_TOLERANCE[dtype] * scale
     assert list(values) == list(naive_values)
     for label, value in naive_values.items():
-        torch.testing.assert_close(values[label].double(), value.detach(), rtol=1e-5, atol=3e-6, msg=label)
+        torch.testing.assert_close(values[label].double(), value.detach(), rtol=1e-5, atol=max(3e-6, LOSS_TOLERANCE[dtype]), msg=label)
     inputs = [tensor for tensor in inputs if tensor is not None]
     for ours_, naive_ in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(naive_loss_, inputs), strict=True):
         assert ours_.dtype == dtype
@@ -51,7 +51,7 @@ def test_logits_of_odd_shapes(rows, columns, temperature):
 
 @pytest.mark.parametrize("rows", [7, pytest.param(252, marks=pytest.mark.slow)])
 def test_logits_and_heads_of_a_large_vocabulary(rows, monkeypatch):
-    # The rounding of a sum of so many probabilities is common to a row, and its gradients are small.
+    # The rounding of a sum of so many probabilities (1e-5) is common to a row, and its gradients are small.
     monkeypatch.setitem(GRADIENT_TOLERANCE, torch.float32, 2e-4)
     monkeypatch.setitem(LOSS_TOLERANCE, torch.float32, 1e-5)
     student, teacher = logits(rows, 151_936, torch.float32).requires_grad_(), logits(rows, 151_936, seed=1).float()
