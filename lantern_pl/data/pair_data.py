@@ -224,17 +224,21 @@ def _warn_of_shared(pairs: Sequence[Pair], training: Sequence[Pair], split: str,
     """Say how many pairs share a job or a candidate with the training pairs: by its text, or else by its id, which files
     that were numbered one by one have in common without meaning anything."""
     texts = set().union(*map(_texts, training))
-    ids = {(pair.job_id, "") for pair in training} | {("", pair.candidate_id) for pair in training}
-    same_text = [pair for pair in pairs if not texts.isdisjoint(_texts(pair))]
-    same_id = [pair for pair in pairs if not ids.isdisjoint({(pair.job_id, ""), ("", pair.candidate_id)})]
+    jobs, candidates = {pair.job_id for pair in training}, {pair.candidate_id for pair in training}
+    same_text, same_id = 0, 0
+    for pair in pairs:
+        if not texts.isdisjoint(_texts(pair)):
+            same_text += 1
+        elif pair.job_id in jobs or pair.candidate_id in candidates:
+            same_id += 1
     if same_text:
         rank_zero_warn(
-            f"{len(same_text)} of {len(pairs)} {split} pairs have a job's or a candidate's text that is also trained on: "
+            f"{same_text} of {len(pairs)} {split} pairs have a job's or a candidate's text that is also trained on: "
             f"figures on {path} will look better than they are."
         )
-    elif same_id:
+    if same_id:
         rank_zero_warn(
-            f"{len(same_id)} of {len(pairs)} {split} pairs have a job_id or candidate_id that is also trained on, with "
+            f"{same_id} of {len(pairs)} {split} pairs have a job_id or candidate_id that is also trained on, with "
             f"other texts: if it means the same job or person, figures on {path} will look better than they are."
         )
 
