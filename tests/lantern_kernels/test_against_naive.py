@@ -52,13 +52,16 @@ def test_logits_of_odd_shapes(rows, columns, temperature):
 
 @pytest.mark.parametrize("rows", [7, pytest.param(252, marks=pytest.mark.slow)])
 def test_logits_and_heads_of_a_large_vocabulary(rows, monkeypatch):
-    # The rounding of a sum of so many probabilities (some 1e-5) is common to a row, and its gradients are small.
-    # Among many rows there is one whose mass is on few tokens, where most of the gradient cancels.
+    # The plain formula in float32 is this far off in torch too (1.2e-5 in the worst row, whose mass is on one token and
+    # most of whose gradient cancels); `accurate` isn't.
     monkeypatch.setitem(GRADIENT_TOLERANCE, torch.float32, 2e-4 if rows == 7 else 2e-3)
     monkeypatch.setitem(LOSS_TOLERANCE, torch.float32, 3e-5)
     student, teacher = logits(rows, 151_936, torch.float32).requires_grad_(), logits(rows, 151_936, seed=1).float()
     ours = mixture_loss(student, teacher, MIXTURES["js"])
-    assert_same(ours, naive_loss(student, teacher, MIXTURES["js"]), [student], torch.float32)
+    naive = naive_loss(student, teacher, MIXTURES["js"])
+    assert_same(ours, naive, [student], torch.float32)
+    exact = mixture_loss(student, teacher, MIXTURES["js"], accurate=True)
+    torch.testing.assert_close(exact.terms["js"].double(), naive[1]["js"].detach(), rtol=0, atol=1e-7)
     heads_ = heads(rows, 151_936, torch.float32)
     ours = linear_mixture_loss(*heads_, [Term("kl")])
     assert_same(ours, naive_linear(*heads_, [Term("kl")]), tensors(heads_[0]), torch.float32)
