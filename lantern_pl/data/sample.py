@@ -4,7 +4,8 @@ Pairs come in blocks of 2 jobs x 4 candidates, joined by nothing outside the blo
 candidate is made for one job of the block and is judged against both. Texts name skills by synonyms, and name some that
 the candidate lacks ("keen to pick up Kafka"), so that matching words isn't enough.
 
-The same seed gives the same bytes, and fewer pairs are the first ones of more.
+The same seed gives the same bytes, and fewer pairs are the first ones of more. Ids name the seed: the pairs of one may test
+what those of another taught.
 """
 
 import hashlib
@@ -36,9 +37,7 @@ def make_pairs(count: int, seed: int) -> list[dict[str, Any]]:
     if count < 1:
         raise UserError(f"asked for {count} pairs: give a number of at least 1")
     rubric, levels = Rubric(), Task().levels
-    pairs = [
-        pair for block in range(-(-count // BLOCK)) for pair in _make_block(block, Random(f"{seed}/{block}"), rubric, levels)
-    ]
+    pairs = [pair for block in range(-(-count // BLOCK)) for pair in _make_block(block, seed, rubric, levels)]
     return pairs[:count]
 
 
@@ -67,7 +66,8 @@ def write_sample(out_dir: str | Path, pairs: Sequence[dict[str, Any]], seed: int
     return True
 
 
-def _make_block(block: int, rng: Random, rubric: Rubric, levels: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _make_block(block: int, seed: int, rubric: Rubric, levels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    rng = Random(f"{seed}/{block}")
     occupation = rng.choice(OCCUPATIONS)
     jobs = [_draw_job(occupation, rng) for _ in range(JOBS_PER_BLOCK)]
     job_texts = [write_job(job, rng) for job in jobs]
@@ -80,10 +80,8 @@ def _make_block(block: int, rng: Random, rubric: Rubric, levels: Sequence[str]) 
         claims = read_candidate(candidate_text, rubric.vocabulary)
         for j, job_text in enumerate(job_texts):
             judgement = rubric.judge_read(asked[j], claims, levels)
-            job_id, candidate_id = (
-                f"job-{block * JOBS_PER_BLOCK + j:05}",
-                f"candidate-{block * CANDIDATES_PER_BLOCK + c:05}",
-            )
+            job_id = f"job-{seed}-{block * JOBS_PER_BLOCK + j:05}"
+            candidate_id = f"candidate-{seed}-{block * CANDIDATES_PER_BLOCK + c:05}"
             yield {
                 "pair_id": f"{job_id}--{candidate_id}",
                 "job_id": job_id,

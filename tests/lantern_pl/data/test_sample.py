@@ -72,9 +72,10 @@ def test_fewer_pairs_are_the_first_of_more() -> None:
     assert make_pairs(100, 0)[:21] == make_pairs(21, 0)
 
 
-def test_another_seed_makes_other_texts() -> None:
-    texts = [{pair["job_text"] for pair in make_pairs(100, seed)} for seed in (0, 1)]
-    assert not texts[0] & texts[1]
+def test_another_seed_makes_other_texts_under_other_ids() -> None:
+    for field in ("job_text", "candidate_text", "job_id", "candidate_id", "pair_id"):
+        of_seed = [{pair[field] for pair in make_pairs(100, seed)} for seed in (0, 1)]
+        assert not of_seed[0] & of_seed[1]
 
 
 def test_a_count_that_makes_no_sense() -> None:
