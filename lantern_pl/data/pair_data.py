@@ -133,7 +133,7 @@ class PairDataModule(LightningDataModule):
             self.pairs = self.read_splits()
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             if split not in self._examples:
-                self._examples[split] = self._encode(split)
+                self._examples[split] = self._encode(split, stage)
 
     def read_splits(self) -> dict[str, list[Pair]]:
         """The pairs of train, val and test; without a trainer too."""
@@ -151,11 +151,14 @@ class PairDataModule(LightningDataModule):
         rank_zero_info(f"Pairs: {counts}{dropped}.")
         return pairs
 
-    def _encode(self, split: str) -> list[Example]:
+    def _encode(self, split: str, stage: str) -> list[Example]:
         assert self._featurizer is not None
         pairs = self.pairs[split]
         if not pairs:
-            raise UserError(f"There are no {split} pairs: set data.init_args.{split}_path or {split}_fraction.")
+            raise UserError(
+                f"There are no {split} pairs, and `lantern {stage}` needs some: set data.init_args.{split}_path or "
+                f"{split}_fraction."
+            )
         # A bar only where there is something to wait for.
         rows = track(pairs, f"Tokenizing {split} pairs") if len(pairs) > 2000 else pairs
         examples = [self._featurizer.encode(pair) for pair in rows]
