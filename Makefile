@@ -43,7 +43,8 @@ test: .venv/ready  ## all behaviour
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/ready  ## long repeats
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and alone"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not alone" -n 2 --dist loadfile
 
 reliability: .venv/ready  ## the tests behind docs/reliability.md, and that page anew
 	mkdir -p build

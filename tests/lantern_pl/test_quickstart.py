@@ -12,6 +12,7 @@ from support import PEAK_OF_LANTERN, REPOSITORY
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_quickstart_keeps_its_promises(tmp_path: Path) -> None:
     """Under five minutes and 6 GB on two cores, and a quarter of the untrained student's divergence or less."""
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")

@@ -29,6 +29,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1600)
 def test_the_store_and_the_retries_cost_little_and_memory_stays_flat(tmp_path: Path) -> None:
     figures = bench(tmp_path, "--rounds", 5, "--memory", 20_000)

@@ -351,6 +351,7 @@ with LabelStore(Path(sys.argv[1])) as store:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_memory_stays_flat_and_5_000_rows_a_second_are_written(folder: Path, record: Record) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", _MANY, folder, folder.parent], capture_output=True, text=True, cwd=REPOSITORY

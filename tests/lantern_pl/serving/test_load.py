@@ -23,6 +23,7 @@ def test_a_few_requests_are_measured(students: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1800)
 def test_the_service_leaves_most_of_the_models_speed(tmp_path: Path, pairs_file: Path) -> None:
     """Of a model of the size that is served, by the best of three rounds: other processes come and go."""
