@@ -1,6 +1,5 @@
 """What all tests share: no hub, quiet threads, small real models, sample pairs, and the command in this process."""
 
-import json
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from recording import pytest_collection_modifyitems, record  # noqa: F401  # found here by pytest
+from small_configs import save_with_tokenizer, write_decoder_config, write_encoder_config, write_pairs
 from support import Ran
 
 
@@ -48,12 +48,10 @@ def small_lm(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     from lantern_pl.causal_lm import load_causal_lm
     from lantern_pl.depth_pruning import DepthPruning
-    from lantern_pl.text import load_tokenizer
 
+    model = load_causal_lm("embedded:smollm2-135m", torch.float32, DepthPruning(keep=4))
     folder = tmp_path_factory.mktemp("models") / "smollm2-4-layers"
-    load_causal_lm("embedded:smollm2-135m", torch.float32, DepthPruning(keep=4)).save_pretrained(folder)
-    load_tokenizer("embedded:smollm2-135m").save_pretrained(folder)
-    return str(folder)
+    return str(save_with_tokenizer(model, "embedded:smollm2-135m", folder))
 
 
 @pytest.fixture(scope="session")
@@ -61,64 +59,16 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 pairs of the sample generator."""
     from lantern_pl.data.sample import make_pairs
 
-    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in make_pairs(48, seed=0)))
-    return path
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", make_pairs(48, seed=0))
 
 
 @pytest.fixture
 def decoder_config(tmp_path: Path, small_lm: str, pairs_file: Path) -> Path:
     """A config of a two-layer decoder student that runs two steps in some seconds."""
-    path = tmp_path / "decoder.yaml"
-    path.write_text(f"""\
-run_dir: {tmp_path}/run
-model:
-  class_path: lantern_pl.students.DecoderStudent
-  init_args:
-    model: {small_lm}
-    layers: {{keep: 2}}
-    teacher: {{class_path: lantern_pl.teachers.hf, init_args: {{model: {small_lm}, max_new_tokens: 4}}}}
-    mixture:
-      - {{divergence: {{class_path: lantern_pl.divergences.js}}, weight: 1.0}}
-    max_new_tokens: 4
-    generate_pairs: 1
-data:
-  class_path: lantern_pl.data.PairDataModule
-  init_args:
-    {{path: {pairs_file}, max_length: 320, batch_size: 2, eval_batch_size: 2, val_fraction: 0.15, test_fraction: 0.15}}
-trainer:
-  max_steps: 2
-  max_epochs: -1
-  limit_val_batches: 1
-  num_sanity_val_steps: 1
-  accelerator: cpu
-  enable_progress_bar: false
-""")
-    return path
+    return write_decoder_config(tmp_path, small_lm, pairs_file)
 
 
 @pytest.fixture
 def encoder_config(tmp_path: Path, pairs_file: Path) -> Path:
     """A config of an encoder student that runs two steps in some seconds."""
-    path = tmp_path / "encoder.yaml"
-    path.write_text(f"""\
-run_dir: {tmp_path}/run
-model:
-  class_path: lantern_pl.students.EncoderStudent
-  init_args:
-    model: embedded:minilm-l6
-    layers: {{keep: 2}}
-    mixture:
-      - {{divergence: {{class_path: lantern_pl.divergences.kl}}, weight: 0.5}}
-data:
-  class_path: lantern_pl.data.PairDataModule
-  init_args: {{path: {pairs_file}, max_length: 256, batch_size: 4, val_fraction: 0.15, test_fraction: 0.15}}
-trainer:
-  max_steps: 2
-  max_epochs: -1
-  limit_val_batches: 1
-  num_sanity_val_steps: 1
-  accelerator: cpu
-  enable_progress_bar: false
-""")
-    return path
+    return write_encoder_config(tmp_path, "embedded:minilm-l6", pairs_file, max_length=256, batch_size=4, dropout=0.1)

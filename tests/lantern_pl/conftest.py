@@ -1,9 +1,11 @@
 """Models of a few thousand weights with real tokenizers: for what depends on the machinery, not on the weights."""
 
-import json
 from pathlib import Path
 
 import pytest
+from small_configs import save_with_tokenizer, write_decoder_config, write_encoder_config, write_pairs
+
+SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="session")
@@ -14,23 +16,18 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from lantern_pl.text import load_tokenizer
 
-    folder = tmp_path_factory.mktemp("models") / "tiny-lm"
     tokenizer = load_tokenizer("embedded:smollm2-135m")
     torch.manual_seed(0)
     config = LlamaConfig(
+        **SIZE,
         vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
         num_key_value_heads=1,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    folder = tmp_path_factory.mktemp("models") / "tiny-lm"
+    return save_with_tokenizer(LlamaForCausalLM(config), "embedded:smollm2-135m", folder)
 
 
 @pytest.fixture(scope="session")
@@ -41,79 +38,23 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from lantern_pl.text import load_tokenizer
 
-    folder = tmp_path_factory.mktemp("models") / "tiny-encoder"
-    tokenizer = load_tokenizer("embedded:minilm-l6")
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    vocabulary = len(load_tokenizer("embedded:minilm-l6"))
+    config = BertConfig(**SIZE, vocab_size=vocabulary, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    folder = tmp_path_factory.mktemp("models") / "tiny-encoder"
+    return save_with_tokenizer(BertModel(config), "embedded:minilm-l6", folder)
 
 
 @pytest.fixture
 def tiny_decoder_config(tmp_path: Path, tiny_lm: Path, pairs_file: Path) -> Path:
     """A config of a decoder student with a teacher that runs two steps in a second or two."""
-    path = tmp_path / "decoder.yaml"
-    path.write_text(f"""\
-run_dir: {tmp_path}/run
-model:
-  class_path: lantern_pl.students.DecoderStudent
-  init_args:
-    model: {tiny_lm}
-    layers: {{keep: 2}}
-    teacher: {{class_path: lantern_pl.teachers.hf, init_args: {{model: {tiny_lm}, max_new_tokens: 4}}}}
-    mixture:
-      - {{divergence: {{class_path: lantern_pl.divergences.js}}, weight: 1.0}}
-    max_new_tokens: 4
-    generate_pairs: 1
-data:
-  class_path: lantern_pl.data.PairDataModule
-  init_args: {{path: {pairs_file}, max_length: 320, batch_size: 2, val_fraction: 0.15, test_fraction: 0.15}}
-trainer:
-  max_steps: 2
-  max_epochs: -1
-  limit_val_batches: 1
-  num_sanity_val_steps: 1
-  accelerator: cpu
-  enable_progress_bar: false
-""")
-    return path
+    return write_decoder_config(tmp_path, tiny_lm, pairs_file)
 
 
 @pytest.fixture
 def tiny_encoder_config(tmp_path: Path, tiny_encoder: Path, pairs_file: Path) -> Path:
     """A config of an encoder student that runs two steps in a second."""
-    path = tmp_path / "encoder.yaml"
-    path.write_text(f"""\
-run_dir: {tmp_path}/run
-model:
-  class_path: lantern_pl.students.EncoderStudent
-  init_args:
-    model: {tiny_encoder}
-    layers: {{keep: 2}}
-    dropout: 0.0
-    mixture:
-      - {{divergence: {{class_path: lantern_pl.divergences.kl}}, weight: 0.5}}
-data:
-  class_path: lantern_pl.data.PairDataModule
-  init_args: {{path: {pairs_file}, max_length: 128, batch_size: 6, val_fraction: 0.15, test_fraction: 0.15}}
-trainer:
-  max_steps: 2
-  max_epochs: -1
-  limit_val_batches: 1
-  num_sanity_val_steps: 1
-  accelerator: cpu
-  enable_progress_bar: false
-""")
-    return path
+    return write_encoder_config(tmp_path, tiny_encoder, pairs_file, max_length=128, batch_size=6, dropout=0.0)
 
 
 @pytest.fixture(scope="session")
@@ -140,9 +81,7 @@ def many_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 pairs of texts of different lengths, without annotations."""
     from lantern_pl.data.sample import make_pairs
 
-    path = tmp_path_factory.mktemp("data") / "many.jsonl"
     rows = [{name: row[name] for name in ("pair_id", "job_text", "candidate_text")} for row in make_pairs(200, seed=3)]
     for number, row in enumerate(rows):
         row["candidate_text"] = row["candidate_text"][: 20 + 7 * (number * 37 % 50)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_pairs(tmp_path_factory.mktemp("data") / "many.jsonl", rows)

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
+from one_epoch import train_one_epoch
 
-from lantern_pl.data.pair_data import PairDataModule
 from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.divergences.first_party import JS, KL
@@ -55,30 +55,16 @@ def main() -> None:
     settings = json.loads(Path(config).read_text())
     torch.manual_seed(0)
     student = make_student(settings.get("kind", "decoder"), settings["model"])
-    data = PairDataModule(
+    train_one_epoch(
+        student,
         settings["data"],
-        val_path=settings["data"],
-        test_path=settings["data"],
-        max_length=320,
-        batch_size=int(batch_size),
-    )
-    trainer = Trainer(
-        accelerator="cpu",
+        int(batch_size),
+        KeepGradients(Path(out)),
         devices=int(ranks),
         strategy="ddp" if int(ranks) > 1 else "auto",
         accumulate_grad_batches=int(accumulate),
         gradient_clip_val=float(clip) or None,
-        max_epochs=1,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[KeepGradients(Path(out))],
     )
-    trainer.fit(student, data)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
+from one_epoch import train_one_epoch
 from torch.distributed.tensor import DTensor
 
-from lantern_pl.data.pair_data import PairDataModule
 from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.divergences.first_party import KL
@@ -100,27 +100,17 @@ def run(case: dict[str, Any], ranks: int) -> dict[str, Any]:
     student, keep = make_student(case), Keep(fault=case.get("fault", False))
     teacher = getattr(student, "teacher", None)
     before = checksum(teacher) if teacher else None
-    data = PairDataModule(
-        case["data"], val_path=case["data"], test_path=case["data"], max_length=320, batch_size=case["batch_size"]
-    )
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = train_one_epoch(
+        student,
+        case["data"],
+        case["batch_size"],
+        keep,
         devices=ranks,
         strategy=case["strategy"] if ranks > 1 else "auto",
         accumulate_grad_batches=case["accumulate"],
         gradient_clip_val=case.get("clip"),
         gradient_clip_algorithm=case.get("clip_by"),
-        max_epochs=1,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[keep],
     )
-    trainer.fit(student, data)
     (step,) = keep.steps
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
     names = {name for name, _ in student.named_parameters()} | set(student.state_dict())

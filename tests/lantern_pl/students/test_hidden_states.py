@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 from lantern_kernels import MixtureOutput
-from lightning.pytorch import Trainer
+from one_epoch import train_one_epoch
 from one_optimizer_step import KeepGradients
 from safetensors.torch import load_file
 from support import Ran
 
 from lantern_pl.data.pair import Pair
-from lantern_pl.data.pair_data import PairDataModule
 from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.divergences.first_party import KL
@@ -254,22 +253,7 @@ def test_an_attention_free_student_learns_from_an_attention_free_teacher(
 
 def one_step(student: Student, file: Path, out: Path, batch_size: int, accumulate: int) -> tuple[dict[str, Any], float]:
     """The gradients that the optimizer gets in the first step over all of a file's pairs, and the term as logged."""
-    paths = {"val_path": str(file), "test_path": str(file)}
-    data = PairDataModule(str(file), **paths, max_length=320, batch_size=batch_size)
-    trainer = Trainer(
-        accelerator="cpu",
-        accumulate_grad_batches=accumulate,
-        max_epochs=1,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[KeepGradients(out)],
-    )
-    trainer.fit(student, data)
+    trainer = train_one_epoch(student, str(file), batch_size, KeepGradients(out), accumulate_grad_batches=accumulate)
     return torch.load(out, weights_only=True), float(trainer.callback_metrics["train/hidden_states"])
 
 
