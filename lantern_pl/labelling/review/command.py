@@ -11,7 +11,7 @@ from typing import Any
 
 from lantern_pl.config_file import read_config
 from lantern_pl.errors import CommandParser, UserError, did_you_mean
-from lantern_pl.labelling.review.decisions import accepted_by_rule, by_pair, decide, persons
+from lantern_pl.labelling.review.decisions import accepted_by_rule, by_pair, decide, is_of_label, persons
 from lantern_pl.labelling.review.exchange import export_decisions, read_decisions
 from lantern_pl.labelling.review.labelled import Labels, read_labels
 from lantern_pl.labelling.review.rules import Rules
@@ -181,7 +181,7 @@ def _auto_accept(rules: Rules, labels: Labels, store: LabelStore, reviewer: str,
     fresh: list[Decision] = []
     for pair_id, failed in judged.items():
         pair, before = labels.pairs[pair_id], accepted_by_rule(decided.get(pair_id, ()))
-        if not failed and not before:
+        if not failed and (before is None or not is_of_label(before.level, before.explanation, pair)):
             fresh.append(decide(pair, reviewer, "accept", rule=str(rules)))
         elif failed and before:
             # Other rules than before, or other labels: what they let pass then goes back to a person.

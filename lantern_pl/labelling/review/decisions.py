@@ -75,10 +75,15 @@ def outcome(decision: Decision, label_level: str) -> str | None:
     return None if decision.verdict == "reject" else decision.level or label_level
 
 
-def accepted_by_rule(decisions: Sequence[Decision]) -> bool:
-    """Whether a rule has accepted the pair, and no rule has taken it back."""
+def accepted_by_rule(decisions: Sequence[Decision]) -> Decision | None:
+    """A rule's accept of the pair that no rule has taken back."""
     last = next((decision for decision in reversed(decisions) if decision.rule is not None), None)
-    return last is not None and last.verdict != "reject"
+    return None if last is None or last.verdict == "reject" else last
+
+
+def is_of_label(level: str | None, explanation: str | None, pair: LabelledPair) -> bool:
+    """Whether what was accepted is the label as it is now: labels may have been made anew since."""
+    return (level or pair.level, explanation or pair.explanation) == (pair.level, pair.explanation)
 
 
 def disagree(decisions: Sequence[Decision], label_level: str) -> bool:
@@ -135,9 +140,8 @@ def standing(decisions: Sequence[Decision], pair: LabelledPair) -> Standing | No
     """
     found = persons(decisions)
     if not found:
-        if not accepted_by_rule(decisions):
+        if (ruled := accepted_by_rule(decisions)) is None:
             return None
-        ruled = [decision for decision in decisions if decision.rule is not None][-1]
         return Standing("accept", ruled.level or pair.level, ruled.explanation or pair.explanation, [ruled])
     last = sorted((own[-1] for own in found.values()), key=moment)
     winner, votes = Counter(outcome(decision, pair.level) for decision in last).most_common(1)[0]

@@ -10,7 +10,8 @@
 | `rule` | null where a person decided, else the rules that did |
 | `teacher`, `requirements`, `reduced_job_text`, `flags` | as in labels.parquet |
 
-`votes` and `confidence` are the teacher's and speak of its own level: they are null where a person has changed that.
+`votes` and `confidence` are the teacher's and speak of its own level: they are null where a person has changed that. Where
+the labels were made anew since, what was accepted stays, `teacher` is null, and `requirements` has none: they aren't its.
 `seed.manifest.json` says how many pairs there are and from whom, what was left out and why, and how far the reviewers
 agree.
 """
@@ -26,7 +27,7 @@ from typing import Any
 
 from lantern_pl import __version__
 from lantern_pl.labelling.review.agreement import agreements
-from lantern_pl.labelling.review.decisions import Standing, standings
+from lantern_pl.labelling.review.decisions import Standing, is_of_label, standings
 from lantern_pl.labelling.review.labelled import LABELS, LabelledPair, Labels
 from lantern_pl.labelling.store import Decision
 from lantern_pl.private_files import write_private, write_private_text
@@ -66,17 +67,18 @@ def write_seed(folder: Path, labels: Labels, decisions: Sequence[Decision]) -> d
 
 
 def _row(pair: LabelledPair, stands: Standing) -> dict[str, Any]:
-    kept = stands.level == pair.level
+    own = stands.state == "edit" or is_of_label(stands.level, stands.explanation, pair)
+    kept = own and stands.level == pair.level
     return {
         **{name: getattr(pair, name) for name in ("pair_id", "job_id", "candidate_id", "job_text", "candidate_text")},
         "level": stands.level,
         "explanation": stands.explanation,
         "votes": dict(pair.votes) if kept and pair.votes else None,
         "confidence": pair.confidence if kept else None,
-        "requirements": [asdict(line) for line in pair.requirements],
+        "requirements": [asdict(line) for line in pair.requirements] if own else [],
         "reduced_job_text": pair.reduced_job_text,
         "flags": list(pair.flags),
-        "teacher": pair.teacher,
+        "teacher": pair.teacher if own else None,
         "verdict": stands.state,
         "reviewers": [decision.reviewer for decision in stands.decided],
         "decided_at": stands.decided[-1].at,

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,27 @@ def test_stricter_rules_take_back_and_the_same_rules_add_nothing(lantern: Lanter
     assert "2 that earlier rules had let pass go back to a person" in ran.out
     assert seed_ids(folder) == ["p1"]
     assert decisions_in(folder)[-1].note == "min_agreement"
+
+
+def test_rules_judge_labels_that_were_made_anew(lantern: Lantern, folder: Path) -> None:
+    """What a rule has let pass under another teacher isn't taken for this one's."""
+    lantern("review", "--labels", folder, "--auto-accept")
+    anew = [replace(pair, level="low", explanation="Made anew.", teacher="another") for pair in PAIRS]
+    write_labels(folder, anew)
+    first = [json.loads(line) for line in (folder / "seed.jsonl").read_text().splitlines()]
+    assert {row["teacher"] for row in first} == {"litellm:teacher"}
+    ran = lantern("review", "--labels", folder, "--write-seed")
+    kept = [json.loads(line) for line in (folder / "seed.jsonl").read_text().splitlines()]
+    assert ran.code == 0, ran.err
+    assert [row["explanation"] for row in kept] == [row["explanation"] for row in first]
+    assert all(row["teacher"] is None and not row["requirements"] and row["votes"] is None for row in kept)
+    lantern("review", "--labels", folder, "--auto-accept")
+    rows = [json.loads(line) for line in (folder / "seed.jsonl").read_text().splitlines()]
+    assert [row["pair_id"] for row in rows] == ["p1", "p2", "p5"]
+    assert {(row["level"], row["explanation"], row["teacher"]) for row in rows} == {("low", "Made anew.", "another")}
+    count = len(decisions_in(folder))
+    lantern("review", "--labels", folder, "--auto-accept")
+    assert len(decisions_in(folder)) == count
 
 
 def test_rules_leave_alone_what_a_person_has_decided(lantern: Lantern, folder: Path) -> None:
