@@ -36,7 +36,9 @@ def export(
             found = pair_flags(pair)
             figures.add(pair, label, found)
             if isinstance(label, NoLabel):
-                without.append({"pair_id": pair.pair_id, "reason": label.reason})
+                # All three, by which a purge goes.
+                ids = {"pair_id": pair.pair_id, "job_id": pair.job_id, "candidate_id": pair.candidate_id}
+                without.append({**ids, "reason": label.reason})
             else:
                 yield _row(pair, label, levels, found, str(about["teacher"]["name"]))
 

@@ -13,8 +13,11 @@ import pyarrow.parquet
 import pytest
 from store_samples import ATTEMPT, answered, decision
 
+from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 from lantern_pl.labelling import group_commits
+from lantern_pl.labelling.export import export
+from lantern_pl.labelling.labels import NoLabel
 from lantern_pl.labelling.purge import purge
 from lantern_pl.labelling.store import Answered, LabelStore, Purged
 
@@ -156,6 +159,17 @@ def test_pairs_that_only_decisions_or_exports_name(tmp_path: Path) -> None:
         assert store.decisions() == [decision(4)]
         assert store.get("key-3") is None
         assert store.is_purged("pair-3", "pair")
+
+
+def test_pairs_that_were_never_asked_about_go_from_the_quarantine(tmp_path: Path) -> None:
+    """The store doesn't know them: what the pair is made of was no label."""
+    pairs = [Pair(f"job-3--{name}", "job-3", name, "We look for someone.", "I am one.") for name in ("c-1", "c-2")]
+    with LabelStore(tmp_path) as store:
+        store.put(answered(0, subject="c-1", stage="facts", candidate_id="c-1", job_id=None, pair_id=None), [])
+        export(tmp_path, pairs, [NoLabel("facts: truncated")] * 2, ["low"], {"teacher": {"name": "t"}})
+    purge(tmp_path, "c-1")
+    rows = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [row["pair_id"] for row in rows] == ["job-3--c-2"]
 
 
 def test_an_id_of_two_kinds_needs_saying_which(tmp_path: Path) -> None:
