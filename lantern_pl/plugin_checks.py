@@ -4,7 +4,9 @@ These look at a handful of numbers at each run; the contracts of `lantern_pl.tes
 """
 
 import math
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from lantern_pl.data.pair import Pair
 from lantern_pl.divergences.contract import Divergence, PointwiseDivergence
 from lantern_pl.errors import UserError
-from lantern_pl.plugins import FIRST_PARTY, distribution, entry_of, origin
+from lantern_pl.plugins import origin
 from lantern_pl.signals import Hidden, LevelProbs, Logits, TokenBatch, TopK
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import CAPABILITIES, Teacher
@@ -79,17 +81,22 @@ def check_teacher(teacher: Teacher) -> None:
             raise UserError(f"The teacher {origin(teacher)} declares {capability!r}, but lacks that method. {_REMEDY}")
 
 
+def fault(error: BaseException) -> str:
+    """What an exception is and where it was raised. Without its words, which may quote a person's text."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+
+
 def ask(teacher: Teacher, question: Callable[[], Answer]) -> Answer:
     """A teacher's answer. Raises UserError with its distribution's name for what a third party's raises."""
-    entry = entry_of(type(teacher))
     try:
         return question()
     except UserError:
         raise
     except Exception as error:
-        if entry is None or distribution(entry) == FIRST_PARTY:
-            raise  # of which the place is to be seen
-        raise UserError(f"The teacher {origin(teacher)} fails: {type(error).__name__}: {error}. {_REMEDY}") from error
+        if type(teacher).__module__.startswith("lantern_pl."):
+            raise  # of which all is to be seen
+        raise UserError(f"The teacher {origin(teacher)} fails: {fault(error)}. {_REMEDY}") from None
 
 
 def checked_level_probs(teacher: Teacher, pairs: Sequence[Pair], task: Task, look_at_values: bool = True) -> Tensor:

@@ -16,6 +16,7 @@ from lantern_pl.labelling.answers import TRUNCATED, BadAnswer, check_quotes, che
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.labels import NOT_ASKED, Label, NoLabel, majority
 from lantern_pl.labelling.store import Answered, LabelStore
+from lantern_pl.plugin_checks import ask, checked_level_probs, wrong_level_probs
 from lantern_pl.signals import Annotation
 from lantern_pl.teachers.chat import ChatReply, ChatRequest
 
@@ -58,9 +59,9 @@ class PairAsker:
 
     def _ask(self, batch: Sequence[Pair]) -> list[Annotation]:
         if self.stage == ANNOTATE:
-            return self.teacher.annotate(batch, self.task)
+            return ask(self.teacher, lambda: self.teacher.annotate(batch, self.task))
         levels = self.task.levels
-        rows = self.teacher.level_probs(batch, self.task).probs.tolist()
+        rows = checked_level_probs(self.teacher, batch, self.task).tolist()
         return [Annotation(text="", level=majority(levels, row), explanation=None, level_probs=tuple(row)) for row in rows]
 
     def _row(self, pair: Pair, answer: Annotation, seconds: float) -> Answered:
@@ -101,6 +102,8 @@ class PairAsker:
             return "wrong format"
         if self.stage == LEVELS:
             return None
+        if answer.level_probs is not None and wrong_level_probs(torch.tensor(answer.level_probs)[None]).any():
+            return "wrong probabilities"
         if not (answer.explanation or "").strip():
             return "no explanation"
         texts = {"candidate_text": pair.candidate_text, "job_text": pair.job_text}

@@ -1,6 +1,7 @@
 """Whole pairs by a teacher that isn't asked in stages: what is no label, and what it costs."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from support import Ran
 
 from lantern_pl.data.pair import Pair
@@ -18,7 +20,7 @@ from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.labels import Label, NoLabel
 from lantern_pl.labelling.store import LabelStore
 from lantern_pl.labelling.whole import WholeRun
-from lantern_pl.signals import Annotation
+from lantern_pl.signals import Annotation, LevelProbs
 from lantern_pl.tasks import Task
 from lantern_pl.tasks.rubric import Rubric
 from lantern_pl.teachers import Teacher
@@ -197,6 +199,33 @@ def test_a_budget_is_never_passed_and_is_used_up(told: bool, tmp_path: Path) -> 
         again.run(lambda stage, tally: None)
         assert not again.ended_by_budget
         assert len(teacher.asked) == COUNT > asked
+
+
+@pytest.mark.parametrize("probs", [(3.0, -1.0, -1.0), (float("nan"), 0.5, 0.5), (0.2, 0.2, 0.2)], ids=str)
+def test_what_is_no_distribution_is_no_label(probs: tuple[float, ...], tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "labels") as store:
+        run = whole(tmp_path, store, Writer(spoil=lambda rng, said, pair: replace(said, level_probs=probs)))
+        run.run(lambda stage, tally: None)
+        assert run.label(PAIRS[0]) == NoLabel("annotate: wrong probabilities")
+
+        class Levels(Writer):
+            capabilities = frozenset({"level_probs"})
+
+            def level_probs(self, pairs: Any, task: Task) -> LevelProbs:
+                return LevelProbs(torch.tensor([probs] * len(pairs)))
+
+        with pytest.raises(UserError, match="expected probabilities that sum to 1"):
+            whole(tmp_path, store, Levels(), explain=False).run(lambda stage, tally: None)
+
+
+def test_what_a_plugin_raises_is_said_without_its_words(tmp_path: Path) -> None:
+    def spoil(rng: Random, said: Annotation, pair: Pair) -> Annotation:
+        raise ValueError(f"can't read {pair.candidate_text}")
+
+    with LabelStore(tmp_path / "labels") as store, pytest.raises(UserError) as caught:
+        whole(tmp_path, store, Writer(spoil=spoil)).run(lambda stage, tally: None)
+    assert re.search(r"Writer fails: ValueError at test_whole_run\.py:\d+", str(caught.value))
+    assert not any(pair.candidate_text in str(caught.value) for pair in PAIRS)
 
 
 def test_a_budget_needs_the_length_of_answers(tmp_path: Path) -> None:
