@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"lantern: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("lantern: stopped.", file=sys.stderr)
+        return 130
 
 
 def _lightning(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 """What a label run costs: tokens and money spent, and a budget that is never passed."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -41,9 +42,14 @@ class Price:
 
     def most(self, request: ChatRequest) -> float:
         """What one answer to the question can cost, at most."""
-        # A token is at least one byte of UTF-8; some tokens of roles and templates come with each message.
-        longest = sum(len(message["content"].encode("utf-8", "surrogatepass")) + 64 for message in request.messages)
-        return self.of(longest, request.max_tokens)
+        return self.of(most_prompt_tokens(request), request.max_tokens)
+
+
+def most_prompt_tokens(request: ChatRequest) -> int:
+    """How many tokens a question can be, at most: one is at least one byte of UTF-8."""
+    schema = len(json.dumps(request.schema)) if request.schema else 0
+    # Some tokens of roles and templates come with each message.
+    return schema + sum(len(message["content"].encode("utf-8", "surrogatepass")) + 64 for message in request.messages)
 
 
 class OutOfBudget(Exception):
@@ -104,24 +110,19 @@ class Budget:
         self._set_aside = 0.0
         self._change = asyncio.Condition()
 
-    def charge(self, reply: ChatReply) -> None:
-        """Count a reply to a question that the teacher has asked for itself."""
-        if self.price is not None:
-            self.spent += self.price.of_answer(reply.prompt_tokens, reply.completion_tokens) or 0.0
+    def most(self, requests: Sequence[ChatRequest], attempts: int = 1) -> float:
+        """The highest cost that questions can have, each with so many attempts that may be billed; 0 without a limit."""
+        return 0.0 if self.limit is None or self.price is None else sum(map(self.price.most, requests)) * attempts
 
-    def most(self, request: ChatRequest, attempts: int = 1) -> float:
-        """The highest cost that a question can have, with so many attempts that may be billed; 0 where there's no limit."""
-        return 0.0 if self.limit is None or self.price is None else self.price.most(request) * attempts
-
-    def cost(self, request: ChatRequest, outcomes: Sequence[ChatReply | ChatFailed]) -> float:
-        """What has been spent on a question, as far as the limit goes.
+    def cost(self, requests: Sequence[ChatRequest], outcomes: Sequence[ChatReply | ChatFailed]) -> float:
+        """What has been spent on questions, as far as the limit goes.
 
         A reply without its tokens, and each attempt that may be billed although nothing came of it, counts with the most
         that it can have cost.
         """
         if self.limit is None or self.price is None:
             return 0.0
-        most, spent = self.price.most(request), 0.0
+        most, spent = max(map(self.price.most, requests), default=0.0), 0.0
         for outcome in outcomes:
             spent += most * sum(attempt.may_be_billed for attempt in outcome.attempts)
             if isinstance(outcome, ChatReply):
@@ -149,14 +150,17 @@ class Budget:
             self._change.notify_all()
 
     @asynccontextmanager
-    async def question(self, request: ChatRequest, attempts: int = 1) -> AsyncIterator[list[ChatReply | ChatFailed]]:
-        """Wait until the question can be paid for whatever the answer; the caller appends what came of it to the list it
-        gets. `attempts` is how many may be billed. Raises OutOfBudget where waiting won't help.
+    async def questions(self, *requests: ChatRequest, attempts: int = 1) -> AsyncIterator[list[ChatReply | ChatFailed]]:
+        """Wait until all questions can be paid for whatever the answers; the caller appends what came of them to the list
+        it gets. `attempts` is how many of each may be billed. Raises OutOfBudget where waiting won't help.
         """
         outcomes: list[ChatReply | ChatFailed] = []
-        most = self.most(request, attempts)
+        if self.limit is None:
+            yield outcomes
+            return
+        most = self.most(requests, attempts)
         await self.set_aside(most)
         try:
             yield outcomes
         finally:
-            await self.settle(most, self.cost(request, outcomes))
+            await self.settle(most, self.cost(requests, outcomes))

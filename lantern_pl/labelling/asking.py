@@ -13,6 +13,7 @@ from lantern_pl.labelling.answers import read_answer
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.store_rows import Answered
 from lantern_pl.labelling.turns import Turns
+from lantern_pl.plugin_checks import fault
 from lantern_pl.tasks.guide import TEXTS, Stage
 from lantern_pl.teachers import Teacher
 from lantern_pl.teachers.chat import Attempt, ChatFailed, ChatReply, ChatRequest
@@ -56,8 +57,8 @@ class Asked:
 class Purse(Protocol):
     """What pays for questions: see `account.Budget`."""
 
-    def question(
-        self, request: ChatRequest, attempts: int = 1
+    def questions(
+        self, *requests: ChatRequest, attempts: int = 1
     ) -> AbstractAsyncContextManager[list[ChatReply | ChatFailed]]: ...
 
 
@@ -76,6 +77,15 @@ class Asker:
         self.teacher_key = teacher_key
         self.levels = config.task.levels
         self.budget = budget
+
+    async def get_ready(self) -> tuple[ChatReply, ...]:
+        """Make the teacher ready; what it was answered to questions of its own. Raises OutOfBudget, with nothing asked,
+        where these could cost too much, and UserError where it can't be used."""
+        own = self.teacher.questions_to_get_ready()
+        async with self.budget.questions(*own, attempts=self.teacher.most_billed) as outcomes:
+            replies = tuple(await self.teacher.get_ready_to_chat() or ())
+            outcomes.extend(replies)
+        return tuple(with_cost(reply, self.teacher) for reply in replies)
 
     async def ask(self, unit: Unit) -> Asked:
         """Ask, read, and let the teacher correct itself. What came of it is returned also where that ended in the middle.
@@ -107,7 +117,7 @@ class Asker:
         return Asked(row, tuple(turns.attempts), tuple(turns.replies), turns.new_repairs, **ended)
 
     async def _chat(self, request: ChatRequest) -> ChatReply:
-        async with self.budget.question(request, self.teacher.most_billed) as outcomes:
+        async with self.budget.questions(request, attempts=self.teacher.most_billed) as outcomes:
             try:
                 reply = await self.teacher.chat(request)
             except ChatFailed as failed:
@@ -116,10 +126,9 @@ class Asker:
             except (UserError, asyncio.CancelledError):
                 raise
             except Exception as error:
-                # What a plugin raises may quote what it was asked.
                 raise UserError(
-                    f"The teacher {type(self.teacher).__name__} has failed with {type(error).__name__}, which is a fault of "
-                    "its own: a chat teacher says by ChatFailed that it got no answer."
+                    f"The teacher {type(self.teacher).__name__} has failed with {fault(error)}, which is a fault of its "
+                    "own: a chat teacher says by ChatFailed that it got no answer."
                 ) from None
             outcomes.append(reply)
         return with_cost(reply, self.teacher)

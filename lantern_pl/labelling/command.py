@@ -54,15 +54,13 @@ def label_command(argv: list[str]) -> int:
         run: StagedRun | WholeRun
         if config.explain and "chat" in config.teacher.capabilities:
             run = StagedRun(config, pairs, store, budget, options.retry_quarantined)
-            show(forecast(run), price, config.budget, console)
-            if not confirm(options.yes, config.budget):
-                console.print("Nothing was asked.")
-                return 0
+            costs = show(forecast(run), config.teacher.questions_to_get_ready(), price, config.budget, console)
         else:
             run = WholeRun(config, pairs, store, budget, options.retry_quarantined)
-            if show_whole(run, console) and not confirm(options.yes, config.budget):
-                console.print("Nothing was asked.")
-                return 0
+            costs = show_whole(run, console)
+        if costs and not confirm(options.yes, config.budget):
+            console.print("Nothing was asked.")
+            return 0
         began = time.perf_counter()
         failure = _run(run, console)
         labels = (run.label(pair) for pair in pairs)
@@ -83,7 +81,8 @@ def _read_options(argv: Sequence[str]) -> Any:
     parser = ConfigParser(
         prog="lantern label",
         description="Label pairs with any annotating teacher. Every answer is kept in a store at once: the same command "
-        "again goes on where it stopped, and pays for nothing twice. Also: lantern label import, lantern label purge.",
+        "again goes on where it stopped, and asks again only what a kill found in flight. Also: lantern label import, "
+        "lantern label purge.",
         usage="lantern label --config FILE [--KEY VALUE ...]",
     )
     restrict_imports()

@@ -11,7 +11,7 @@ from lantern_pl.teachers import Teacher
 
 @dataclass
 class LabelConfig:
-    """Label pairs with a teacher: each answer is kept in a store, and going on costs nothing twice."""
+    """Label pairs with a teacher: each answer is kept in a store, from which the same command goes on."""
 
     labels: str
     """Folder for the store, the exported labels.parquet, its manifest and the report. Texts of persons are in it: it's

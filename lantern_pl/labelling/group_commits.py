@@ -29,6 +29,15 @@ class Keyed(Protocol):
 Row = TypeVar("Row", bound=Keyed)
 
 
+class _Group(Generic[Row]):
+    """Rows of one commit, and the future of all of them."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.future: Future[None] = Future()
+        self.future.set_running_or_notify_cancel()  # an awaiting task that is cancelled doesn't take its row back
+
+
 class GroupCommits(Generic[Row]):
     """A queue and the thread that empties it.
 
@@ -40,7 +49,7 @@ class GroupCommits(Generic[Row]):
     def __init__(self, write: Callable[[Sequence[Row]], None]) -> None:
         self._write = write
         self._changed = threading.Condition()
-        self._queue: deque[tuple[Row, Future[None]]] = deque()
+        self._queue: deque[_Group[Row]] = deque()  # of which only the last isn't full
         self._latest: dict[str, Row] = {}
         self._put = self._settled = 0
         self._hurry = 0
@@ -51,11 +60,10 @@ class GroupCommits(Generic[Row]):
         self._thread.start()
 
     def put(self, row: Row) -> Future[None]:
-        """Done once the row is committed. Waits for room. Raises UserError once a write has failed."""
-        future: Future[None] = Future()
-        future.set_running_or_notify_cancel()  # an awaiting task that is cancelled doesn't take its row back
+        """A future that is done once the row is committed; rows of one commit share it. Waits for room. Raises UserError
+        once a write has failed."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._queue) < ROOM or self._failure or self._closed)
+            self._changed.wait_for(lambda: self._waiting() < ROOM or self._failure or self._closed)
             if self._closed:
                 raise RuntimeError("the label store is closed")
             if self._failure:
@@ -63,11 +71,14 @@ class GroupCommits(Generic[Row]):
             waiting = self._latest.get(row.key)
             if waiting is None or row.replaces(waiting):
                 self._latest[row.key] = row
-            self._queue.append((row, future))
+            if not self._queue or len(self._queue[-1].rows) == GROUP:
+                self._queue.append(_Group())
+            group = self._queue[-1]
+            group.rows.append(row)
             self._put += 1
-            if len(self._queue) in (1, GROUP):  # else the thread is awake, or waits for this group to fill
+            if self._waiting() in (1, GROUP):  # else the thread is awake, or waits for this group to fill
                 self._changed.notify_all()
-        return future
+            return group.future
 
     def find(self, key: str) -> Row | None:
         """The row of this key that waits to be committed."""
@@ -92,29 +103,34 @@ class GroupCommits(Generic[Row]):
 
     def _work(self) -> None:
         while group := self._next_group():
-            failure = self._failure or self._attempt([row for row, _ in group])
+            failure = self._failure or self._attempt(group.rows)
             with self._changed:
                 self._failure = failure
-                for row, _ in group:
+                for row in group.rows:
                     if self._latest.get(row.key) is row:
                         del self._latest[row.key]
-            for _, future in group:
-                if failure is None:
-                    future.set_result(None)
-                else:
-                    future.set_exception(UserError(failure))
+            if failure is None:
+                group.future.set_result(None)
+            else:
+                group.future.set_exception(UserError(failure))
             with self._changed:
-                self._settled += len(group)
+                self._settled += len(group.rows)
                 self._changed.notify_all()
 
-    def _next_group(self) -> list[tuple[Row, Future[None]]]:
-        """The next rows to commit together; none once closed and empty."""
+    def _next_group(self) -> _Group[Row] | None:
+        """The next rows to commit together; None once closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
-            self._changed.wait_for(lambda: len(self._queue) >= GROUP or self._hurry or self._closed, timeout=WINDOW)
-            group = [self._queue.popleft() for _ in range(min(GROUP, len(self._queue)))]
+            self._changed.wait_for(lambda: self._waiting() >= GROUP or self._hurry or self._closed, timeout=WINDOW)
+            if not self._queue:
+                return None
+            group = self._queue.popleft()
             self._changed.notify_all()
             return group
+
+    def _waiting(self) -> int:
+        """Rows in the queue."""
+        return (len(self._queue) - 1) * GROUP + len(self._queue[-1].rows) if self._queue else 0
 
     def _attempt(self, rows: Sequence[Row]) -> str | None:
         """Write; returns what was in the way, if anything."""

@@ -134,8 +134,6 @@ class StageWorker:
 
     def __init__(self, config: LabelConfig, teacher_key: str, limit: float | None, price: Price | None, board: Any) -> None:
         quiet_transformers()
-        self._teacher = config.teacher
-        self._board = board
         self._asker = Asker(config, teacher_key, BoardBudget(Budget(limit, price), board))
         self._getting_ready = asyncio.Lock()
         self._ready = False
@@ -144,9 +142,10 @@ class StageWorker:
         replies: tuple[ChatReply, ...] = ()
         async with self._getting_ready:
             if not self._ready:
-                replies = tuple(await self._teacher.get_ready_to_chat() or ())
-                for reply in replies:
-                    await self._board.charge.remote(reply)
+                try:
+                    replies = await self._asker.get_ready()
+                except OutOfBudget:
+                    return Came(Asked(None, out_of_budget=True))
                 self._ready = True
         return Came(await self._asker.ask(unit), replies)
 
@@ -186,10 +185,6 @@ class Board:
         self._leases[self._count] = most
         return self._count
 
-    async def charge(self, reply: ChatReply) -> None:
-        """Count a reply to a question that a worker's teacher has asked for itself."""
-        self._budget.charge(reply)
-
     async def end(self, lease: int, spent: float) -> None:
         """The question is answered, or failed."""
         most = self._leases.pop(lease, None)
@@ -218,15 +213,15 @@ class BoardBudget:
         self._board = board
 
     @asynccontextmanager
-    async def question(self, request: ChatRequest, attempts: int = 1) -> AsyncIterator[list[ChatReply | ChatFailed]]:
-        lease = await self._board.begin.remote(self._budget.most(request, attempts))
+    async def questions(self, *requests: ChatRequest, attempts: int = 1) -> AsyncIterator[list[ChatReply | ChatFailed]]:
+        lease = await self._board.begin.remote(self._budget.most(requests, attempts))
         if lease is None:
             raise OutOfBudget
         outcomes: list[ChatReply | ChatFailed] = []
         try:
             yield outcomes
         finally:
-            await self._board.end.remote(lease, self._budget.cost(request, outcomes))
+            await self._board.end.remote(lease, self._budget.cost(requests, outcomes))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.labelling.account import Price
+from lantern_pl.labelling.account import Price, most_prompt_tokens
 from lantern_pl.labelling.staged import StagedRun
 from lantern_pl.labelling.whole import WholeRun
 from lantern_pl.tasks.stage import Stage
@@ -31,6 +31,7 @@ class StageForecast:
     questions: int
     answered: int
     prompt_tokens: float
+    most_prompt_tokens: float
     completion_tokens: float
     most_completion_tokens: float
 
@@ -39,10 +40,12 @@ def forecast(run: StagedRun) -> list[StageForecast]:
     """One row a stage. Reads the store, asks nothing. Tokens are estimates; repairs and repeated attempts come on top."""
     rows: list[StageForecast] = []
     lengths: dict[str, float] = {}
+    longest: dict[str, int] = {}
     for stage in run.stages:
         seen = [row.completion_tokens for row in run.store.rows(stage.name, "ok")][:1000]
         lengths[stage.name] = sum(seen) / len(seen) if seen else USED_SHARE * stage.max_tokens
-        questions = answered = 0
+        longest[stage.name] = stage.max_tokens
+        questions = answered = most = 0
         prompt = 0.0
         for unit, (_, pair) in zip(run.units(stage), _repeated(run, stage), strict=True):
             questions += 1
@@ -51,10 +54,12 @@ def forecast(run: StagedRun) -> list[StageForecast]:
                 texts = {name: getattr(pair, name) for name in stage.reads if name not in lengths}
                 request = ChatRequest(run.config.guide.messages(stage, texts | dict.fromkeys(missing, ""), run.levels))
                 prompt += _tokens(request) + sum(lengths[name] for name in missing)
+                most += most_prompt_tokens(request) + sum(longest[name] for name in missing)
             elif run.is_settled(unit.key):
                 answered += 1
             else:
                 prompt += _tokens(unit.request)
+                most += most_prompt_tokens(unit.request)
         left = questions - answered
         rows.append(
             StageForecast(
@@ -63,6 +68,7 @@ def forecast(run: StagedRun) -> list[StageForecast]:
                 questions,
                 answered,
                 prompt,
+                most,
                 left * lengths[stage.name],
                 left * stage.max_tokens,
             )
@@ -82,8 +88,13 @@ def _tokens(request: ChatRequest) -> float:
     return (sum(len(message["content"].encode()) for message in request.messages) + schema) / BYTES_PER_TOKEN
 
 
-def show(rows: Sequence[StageForecast], price: Price | None, budget: float | None, console: Console) -> None:
-    """The forecast as a table, and what it may cost."""
+def show(
+    rows: Sequence[StageForecast], own: Sequence[ChatRequest], price: Price | None, budget: float | None, console: Console
+) -> bool:
+    """The forecast as a table, and what it may cost. Whether there is something to ask.
+
+    `own` are the questions that the teacher may ask for itself first.
+    """
     table = Table(title="Before the first question")
     for column, justify in (("stage", "left"), ("one per", "left"), ("questions", "right"), ("answered", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -93,19 +104,24 @@ def show(rows: Sequence[StageForecast], price: Price | None, budget: float | Non
         cells = (row.questions, row.answered, row.prompt_tokens, row.completion_tokens)
         table.add_row(row.stage, row.per, *(f"{cell:,.0f}" for cell in cells))
     console.print(table)
-    prompt, answers = sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows)
-    most = sum(row.most_completion_tokens for row in rows)
     left = sum(row.questions - row.answered for row in rows)
-    line = (
-        f"{left:,} questions to ask, about {prompt:,.0f} tokens to read and {answers:,.0f} to write (at most {most:,.0f})."
-    )
+    if not left:
+        console.print("Nothing is left to ask.")
+        return False
+    prompt, answers = sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows)
+    most_read = sum(row.most_prompt_tokens for row in rows) + sum(map(most_prompt_tokens, own))
+    most = sum(row.most_completion_tokens for row in rows) + sum(request.max_tokens for request in own)
+    line = f"{left:,} questions to ask, about {prompt:,.0f} tokens to read and {answers:,.0f} to write."
+    if own:
+        line += f" The teacher may ask {len(own)} of its own before, to get ready."
     if price is None:
         line += " The teacher's price isn't known, so the cost isn't: it's not nothing."
     else:
-        line += f" About {price.of(prompt, answers):,.4f}, at most {price.of(prompt, most):,.4f} without repairs."
+        line += f" About {price.of(prompt, answers):,.4f}, at most {price.of(most_read, most):,.4f} without repairs."
     if budget is not None:
         line += f" The run ends before it has spent {budget:,.4f}."
     console.print(line, soft_wrap=True)
+    return True
 
 
 def show_whole(run: WholeRun, console: Console) -> bool:
@@ -123,7 +139,7 @@ def show_whole(run: WholeRun, console: Console) -> bool:
     elif run.teacher.max_new_tokens is None:
         line += f" About {run.price.of(tokens, 0):,.4f} for reading; what the answers cost isn't known."
     else:
-        line += f" At most {run.price.of(tokens, len(left) * run.teacher.max_new_tokens):,.4f}."
+        line += f" At most {sum(map(run.price.most, map(run.request, left))):,.4f}."
     console.print(line, soft_wrap=True)
     return bool(left)
 
@@ -134,4 +150,7 @@ def confirm(yes: bool, budget: float | None) -> bool:
         return True
     if not sys.stdin.isatty():
         raise UserError("Nobody is there to confirm the costs above: give --yes, or a limit by --budget.")
-    return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

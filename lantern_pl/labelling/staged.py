@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.labelling.account import Budget, Tally
-from lantern_pl.labelling.asking import Asked, Asker, Unit, with_cost
+from lantern_pl.labelling.account import Budget, OutOfBudget, Tally
+from lantern_pl.labelling.asking import Asked, Asker, Unit
 from lantern_pl.labelling.config import LabelConfig
 from lantern_pl.labelling.labels import NOT_ASKED, Label, NoLabel, majority
 from lantern_pl.labelling.store import Answered, LabelStore
@@ -55,6 +56,7 @@ class StagedRun:
         self._deciding = next(stage.name for stage in self.stages if "level" in stage.output)
         self._explaining = next(stage.name for stage in self.stages if "explanation" in stage.output)
         self._schemas = {stage.name: json_schema(model_of(stage, self.levels)) for stage in self.stages}
+        self._commit: Future[None] | None = None
         # Keys rather than answers: a run's memory doesn't grow with what it's told.
         self._keys: dict[tuple[str, str], list[str]] = {}
 
@@ -127,34 +129,52 @@ class StagedRun:
         Ends early, with what is in flight answered and kept, once `stopping` is set or the budget is used up. Raises
         UserError where the teacher can't be used or the store can't be written.
         """
-        self.got_ready(await self.teacher.get_ready_to_chat() or (), tell)
+        ready = False
         try:
             for stage in self.stages:
                 tally = self.begin(stage)
                 tell(stage.name, tally)
                 units = self.unsettled(stage, tally)
-                try:
-                    async with asyncio.TaskGroup() as workers:
-                        for _ in range(self.teacher.max_in_flight):
-                            workers.create_task(self._work(stage.name, units, tally, tell))
-                except ExceptionGroup as group:
-                    raise group.exceptions[0] from None
+                if (first := next(units, None)) is not None:
+                    if not ready:  # not before: it may cost, and wants a server, which a finished run has no need of
+                        self.got_ready(await self._asker.get_ready(), tell)
+                        ready = True
+                    await self._ask_all(stage.name, chain([first], units), tally, tell)
                 tell(stage.name, tally)
                 self.check()
                 if self.stopping:
                     return
+        except OutOfBudget:
+            self.end_by_budget()
         finally:
-            await self.teacher.close()
+            if ready:
+                await self.teacher.close()
+
+    async def _ask_all(self, stage: str, units: Iterator[Unit], tally: Tally, tell: Callable[[str, Tally], None]) -> None:
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(self.teacher.max_in_flight):
+                    workers.create_task(self._work(stage, units, tally, tell))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
 
     async def _work(self, stage: str, units: Iterator[Unit], tally: Tally, tell: Callable[[str, Tally], None]) -> None:
         for unit in units:
             asked = await self._asker.ask(unit)
             if asked.row is not None:
-                await asyncio.wrap_future(self.keep(asked, tally))
+                await self._on_disk(self.keep(asked, tally))
             tell(stage, tally)
             if asked.cancelled:
                 raise asyncio.CancelledError
             self.end_with(asked)
+
+    async def _on_disk(self, commit: "Future[None]") -> None:
+        """Wait for a commit, as others do for the same one: the store's thread wakes the event loop once for all of them."""
+        if commit is not self._commit:
+            self._commit, self._committed = commit, asyncio.wrap_future(commit)
+            # Looked at also where all who wait were cancelled meanwhile: asyncio would tell of it in its own words.
+            self._committed.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._committed)  # of which one may be cancelled
 
     # What whoever asks tells the run
 
@@ -165,8 +185,7 @@ class StagedRun:
         if READY not in self.tallies:
             self.tallies = {READY: Tally(), **self.tallies}
         tally = self.tallies[READY]
-        for reply in (with_cost(each, self.teacher) for each in replies):
-            self.budget.charge(reply)
+        for reply in replies:
             tally.add(reply)
             tally.attempts.update(attempt.outcome for attempt in reply.attempts)
         tally.total = tally.asked = tally.asked + len(replies)

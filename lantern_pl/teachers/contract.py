@@ -127,6 +127,10 @@ class Teacher:
         answered to questions of its own, which cost what others do."""
         return None
 
+    def questions_to_get_ready(self) -> Sequence[ChatRequest]:
+        """The questions that `get_ready_to_chat` may ask, all of them: a budget sets their cost aside."""
+        return ()
+
     async def close(self) -> None:
         """Called in the event loop after the last `chat`: let go of connections."""
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
 from lantern_pl.signals import Annotation
 from lantern_pl.tasks import Task
+from lantern_pl.tasks.untrusted import visible, without_turns
 from lantern_pl.teachers import Teacher
 from lantern_pl.teachers.chat import ChatFailed, ChatReply, ChatRequest
 from lantern_teacher_litellm import provider
@@ -132,6 +134,10 @@ class LiteLLMTeacher(Teacher):
                 raise UserError(failed.reason) from None
         return replies
 
+    def questions_to_get_ready(self) -> Sequence[ChatRequest]:
+        """A question with a schema, and the same without one where that got no answer."""
+        return (PROBE, PROBE) if self.schema == "auto" else ()
+
     async def chat(self, request: ChatRequest) -> ChatReply:
         if self._line is None or self._line.loop is not asyncio.get_running_loop():
             raise UserError("The litellm teacher was asked before get_ready_to_chat() in this event loop: call that first.")
@@ -161,7 +167,8 @@ class LiteLLMTeacher(Teacher):
                 if failed.stop:
                     raise
                 # It may not take schemas, or not answer at all.
-                replies.append(await line.ask(PROBE, None))
+                reply = await line.ask(PROBE, None)
+                replies.append(replace(reply, attempts=(*failed.attempts, *reply.attempts)))
         if not holds:
             log.warning(
                 "%s doesn't hold answers to a JSON schema: it's asked without one, and its answers are checked.",
@@ -205,7 +212,8 @@ class LiteLLMTeacher(Teacher):
 
 
 async def _annotation(line: Line, pair: Pair, task: Task, max_new_tokens: int) -> Annotation:
-    prompt = task.render_prompt(pair.job_text, pair.candidate_text)
+    texts = (without_turns(visible(text)) for text in (pair.job_text, pair.candidate_text))
+    prompt = task.render_prompt(*texts)
     request = ChatRequest(({"role": "user", "content": prompt},), max_tokens=max_new_tokens)
     try:
         reply = await line.ask(request, None)

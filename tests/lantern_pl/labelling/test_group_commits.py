@@ -31,6 +31,7 @@ def test_rows_share_commits_and_keep_their_order(slow_groups: None) -> None:
     futures = [queue.put(_Row(str(number))) for number in range(3 * GROUP + 1)]
     queue.flush()
     assert all(future.done() for future in futures)
+    assert len(set(futures)) == 4  # who waits for a commit is woken once, however many rows are in it
     assert [key for group in groups for key in group] == [str(number) for number in range(3 * GROUP + 1)]
     assert [len(group) for group in groups] == [GROUP, GROUP, GROUP, 1]
     queue.close()

@@ -256,13 +256,34 @@ def test_a_chat_teacher_is_confirmed_first(
     assert "Before the first question" in unattended.out
     assert not (labels / "labels.parquet").exists()
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: "n")
-    refused = lantern("label", "--config", chat_config)
-    assert (refused.code, "Nothing was asked." in refused.out) == (0, True)
+    for answer in (lambda question: "n", end_of_input):
+        monkeypatch.setattr("builtins.input", answer)
+        refused = lantern("label", "--config", chat_config)
+        assert (refused.code, "Nothing was asked." in refused.out) == (0, True)
     monkeypatch.setattr("builtins.input", lambda question: "y")
     agreed = lantern("label", "--config", chat_config)
     assert agreed.code == 0, agreed.err
     assert pq.read_table(labels / "labels.parquet").num_rows == 48
+    monkeypatch.undo()
+    monkeypatch.setenv("LANTERN_ALLOW_IMPORTS", "rubric_chat")
+    again = lantern("label", "--config", chat_config)  # which costs nothing
+    assert (again.code, "Nothing is left to ask." in again.out) == (0, True), again.err
+
+
+def end_of_input(question: str) -> str:
+    raise EOFError
+
+
+def test_ctrl_c_where_nothing_runs_yet_is_no_traceback(
+    lantern: Lantern, chat_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(question: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", interrupted)
+    ran = lantern("label", "--config", chat_config)
+    assert (ran.code, ran.err) == (130, "lantern: stopped.\n")
 
 
 def test_a_budget_ends_a_run_with_a_code_of_its_own(lantern: Lantern, chat_config: Path, labels: Path) -> None:

@@ -1,8 +1,10 @@
 """Stages on a chat teacher: how often it's asked, what counts as a label, and how a run ends and goes on."""
 
 import asyncio
+import gc
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -344,11 +346,64 @@ def test_answers_without_their_tokens_count_with_the_most_they_can_cost(run: Lab
     assert done.store.totals().unpriced == sum(teacher.asked.values())
 
 
-def test_what_a_teacher_asks_for_itself_is_accounted_for(run: Label_) -> None:
-    class Probing(RubricChat):
-        async def get_ready_to_chat(self) -> list[ChatReply]:
-            return [ChatReply("", "stop", 1000, 500, attempts=(Attempt(0.0, 0.1, "ok"),))]
+class Probing(RubricChat):
+    """Asks for itself first."""
 
+    own = ChatRequest(({"role": "user", "content": "x" * 936},), max_tokens=500)
+    said = ChatReply("", "stop", 1000, 500, attempts=(Attempt(0.0, 0.1, "ok"),))
+    probed = 0
+
+    def questions_to_get_ready(self) -> list[ChatRequest]:
+        return [self.own]
+
+    async def get_ready_to_chat(self) -> list[ChatReply]:
+        self.probed += 1
+        return [self.said]
+
+
+def test_what_a_teacher_asks_for_itself_is_within_the_budget(run: Label_) -> None:
+    teacher = Probing(price=(20.0, 20.0))
+    done = run(teacher, budget=0.0299)
+    assert done.ended_by_budget
+    assert (teacher.probed, teacher.asked.total(), done.budget.spent) == (0, 0, 0)
+    # Without its tokens, and after an attempt that may be billed, an answer counts as the longest possible ones.
+    teacher.said = ChatReply("", "stop", 0, 0, attempts=(Attempt(0.0, 0.1, "timeout"), Attempt(0.0, 0.1, "ok")))
+    teacher.most_billed = 2
+    assert run(teacher, budget=0.061).budget.spent == pytest.approx(0.06)
+    assert teacher.probed == 1
+
+
+def test_a_finished_run_needs_no_teacher(run: Label_) -> None:
+    run(Probing())
+    teacher = Probing()
+    run(teacher)
+    assert (teacher.probed, teacher.closed) == (0, 0)
+
+
+def test_a_store_that_fails_under_many_is_said_once(run: Label_, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first commit says ends those who wait for the second one, of which nothing else is to be heard."""
+
+    class FirstAtOnce(RubricChat):
+        async def chat(self, request: ChatRequest) -> ChatReply:
+            self.latency = 0.1 if self.requests else 0.0
+            return await super().chat(request)
+
+        async def close(self) -> None:
+            await asyncio.sleep(0.3)
+
+    def write(self: LabelStore, entries: Any) -> None:
+        time.sleep(0.2)  # in which the others are answered
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(LabelStore, "_write", write)
+    with pytest.raises(UserError, match="the disk is full"):
+        run(FirstAtOnce())
+    futures = [found for found in gc.get_objects() if issubclass(type(found), asyncio.Future)]
+    # asyncio's mark of those that it will tell of, in its own words, once nobody has them any more.
+    assert not any(future._log_traceback for future in futures)
+
+
+def test_what_a_teacher_asks_for_itself_is_accounted_for(run: Label_) -> None:
     done = run(Probing(price=(20.0, 20.0)), budget=100.0)
     tally = done.tallies["getting ready"]
     assert (tally.asked, tally.prompt_tokens, tally.completion_tokens, tally.attempts) == (1, 1000, 500, {"ok": 1})
