@@ -24,21 +24,24 @@ from lantern_pl.data.pair import Pair
 from lantern_pl.data.records import fingerprint, read_pairs
 from lantern_pl.errors import UserError
 from lantern_pl.model_files import quiet_transformers
-from lantern_pl.plugin_checks import check_teacher, checked_signal
+from lantern_pl.plugin_checks import ask, check_teacher, checked_signal
 from lantern_pl.signal_sets import report
 from lantern_pl.signal_sets.config import CacheConfig, Kind
 from lantern_pl.signal_sets.formats import Format, TopKFormat
 from lantern_pl.signal_sets.keys import KEY_BYTES
 from lantern_pl.signal_sets.manifest import MANIFEST, UNFINISHED, Manifest, Tokens, read_manifest
 from lantern_pl.signal_sets.recording import Item, Recorder, ShardArrays, ThisProcess, plan
-from lantern_pl.signal_sets.writer import SetWriter, differences
+from lantern_pl.signal_sets.writer import SetWriter, differences, is_whole, reopen
 from lantern_pl.signals import Hidden
 from lantern_pl.teachers import Teacher
+from lantern_pl.teachers.contract import Assignment
 from lantern_pl.text import template_hash, vocabulary_size
 
 if TYPE_CHECKING:
     from lantern_pl.signal_sets.on_ray import Workers
 
+MOST_SHARDS = 50_000
+"""Linux lets a process map some 65,000 files."""
 # Of a pair besides its token signals: its keys, and where its rows and entries end.
 _BYTES_PER_PAIR = 2 * KEY_BYTES + 16
 
@@ -92,27 +95,41 @@ def _read_options(argv: Sequence[str]) -> CacheConfig:
 
 def _cache(config: CacheConfig, console: Console) -> None:
     check_teacher(config.teacher)
-    files = (read_pairs(path, config.task, config.job_text_field) for path in paths_of(config))
-    pairs = [pair for pairs in files for pair in pairs][: config.limit]
+    read = (read_pairs(path, config.task, config.job_text_field) for path in paths_of(config))
+    pairs = [pair for pairs in read for pair in pairs][: config.limit]
     kinds = _kinds(config, pairs, console)
     teacher = config.teacher
     settings = _settings(config, pairs, kinds)
     folder = Path(config.signals)
     if (folder / MANIFEST).is_file() and not (folder / UNFINISHED).is_file():
-        _check_same(read_manifest(folder), settings, folder)
-        console.print(f"{folder} holds these signals already.", soft_wrap=True)
-        return
+        manifest = read_manifest(folder)
+        _check_same(manifest, settings, folder)
+        files = [*manifest.shards, *([manifest.head] if manifest.head else [])]
+        damaged = [file.file for file in files if not is_whole(folder, file)]
+        if not damaged:
+            console.print(f"{folder} holds these signals already.", soft_wrap=True)
+            return
+        named = ", ".join(damaged[:3]) + (", ..." if len(damaged) > 3 else "")
+        console.print(f"{folder}: damaged since, and made anew: {named}", soft_wrap=True)
+        reopen(folder, manifest, settings)
     featurizer, examples = _examples(config, pairs) if "tokens" in kinds else (None, None)
     if config.compare_with is not None and examples is not None:
         report.check_compared(config.compare_with, teacher)
     items = plan(pairs, examples, "levels" in kinds)
+    starts = range(0, len(items), config.pairs_per_shard)
+    if len(starts) > MOST_SHARDS:
+        raise UserError(
+            f"{len(items):,} pairs at pairs_per_shard {config.pairs_per_shard} are {len(starts):,} files, and a fit maps "
+            f"all of them, at most {MOST_SHARDS:,}: give {-(-len(items) // MOST_SHARDS):,} or more."
+        )
     with _engine(config) as engine:
+        if isinstance(engine, ThisProcess) and featurizer is not None and examples is not None:
+            _let_accept(config, featurizer, examples)  # of a cluster, each worker has a teacher of its own
         tokens, head = _form(config, featurizer, examples, engine)
         writer = SetWriter(folder, settings)
         form = tokens.format() if tokens else None
         if head is not None and "head" not in writer.extra:
             writer.add_head(head)
-        starts = range(0, len(items), config.pairs_per_shard)
         shards = {number: items[start : start + config.pairs_per_shard] for number, start in enumerate(starts)}
         left = {number: shard for number, shard in shards.items() if number not in writer.done}
         make = partial(
@@ -241,6 +258,13 @@ def _examples(config: CacheConfig, pairs: Sequence[Pair]) -> tuple[DecoderFeatur
     featurizer = DecoderFeaturizer(tokenizer, config.task, config.max_length)
     rows = track(pairs, "Tokenizing") if len(pairs) > 2000 else pairs
     return featurizer, [featurizer.encode(pair) for pair in rows]
+
+
+def _let_accept(config: CacheConfig, featurizer: DecoderFeaturizer, examples: Sequence[Example]) -> None:
+    """Raises the teacher's UserError for what it can't tell, rather than in the middle of the run."""
+    template, paths = template_hash(featurizer.tokenizer), ", ".join(paths_of(config))
+    work = Assignment("score_tokens", examples, config.task, config.max_length, paths, template)
+    ask(config.teacher, partial(config.teacher.accept, work))
 
 
 def _form(

@@ -38,7 +38,8 @@ class CacheConfig:
     log_probs: LogProbs = "u8"
     """How top_k keeps log-probabilities: u8, a byte each, or f32, exactly as they are."""
     packed: bool = False
-    """Keep ids in as few bits as the vocabulary needs instead of 32: a third smaller, slower to read."""
+    """Keep ids in as few bits as the vocabulary needs instead of 32: a third smaller. Of vocabularies above 65,536,
+    decoding them takes longer."""
     temperature: float = 1.0
     """Of the distributions; a student learns from them at this temperature only. Levels and hidden states have none."""
     seed: int = 0
@@ -53,7 +54,7 @@ class CacheConfig:
     """Pairs that the teacher is asked about at once. Pairs of the same job come together, so that a teacher with
     share_prefixes runs the job's text once a batch."""
     pairs_per_shard: int = 256
-    """Pairs in a file. An interruption loses what was done since the last file."""
+    """Pairs in a file. An interruption loses what was done since the last file; a fit keeps all files open."""
     sample: int = 16
     """Pairs for the report on how far divergences on these signals are from those on whole distributions."""
     compare_with: str | None = None

@@ -49,9 +49,9 @@ class ShardArrays:
 
 
 def plan(pairs: Sequence[Pair], examples: Sequence[Example] | None, levels: bool) -> list[Item]:
-    """What to ask, pairs of the same job together, in an order that depends on the data alone."""
-    place = {job: number for number, job in enumerate(dict.fromkeys(pair.job_id for pair in pairs))}
-    order = sorted(range(len(pairs)), key=lambda index: place[pairs[index].job_id])
+    """What to ask, pairs of the same job together, in an order that depends on the data alone and not on theirs: an
+    interrupted run goes on with the shards that are left."""
+    order = sorted(range(len(pairs)), key=lambda index: (pairs[index].job_id, pairs[index].pair_id, pair_key(pairs[index])))
     known: set[bytes] = set()
 
     def is_new(key: bytes) -> bool:

@@ -18,6 +18,7 @@ EXAMPLE_KEYS, ROW_ENDS, ENTRY_ENDS = "example_keys", "row_ends", "entry_ends"
 PAIR_KEYS, LEVEL_PROBS = "pair_keys", "level_probs"
 _KEY = Array(torch.uint8, (KEY_BYTES,))
 _END = Array(torch.int64)
+_REMEDY = "The same `lantern cache` again makes it anew."
 
 
 def check_file(path: Path, shard: Shard) -> None:
@@ -25,13 +26,16 @@ def check_file(path: Path, shard: Shard) -> None:
     try:
         size = path.stat().st_size
         if size != shard.bytes:
-            raise UserError(f"{path} has {size} bytes, the manifest says {shard.bytes}: it was cut short, or is another's.")
+            raise UserError(
+                f"{path} has {size} bytes, the manifest says {shard.bytes}: it was cut short, or is another's. {_REMEDY}"
+            )
         found = file_digest(path)
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}.") from error
+        raise UserError(f"{path} can't be read: {error.strerror}. {_REMEDY}") from error
     if found != shard.sha256:
         raise UserError(
-            f"{path} has the sha256 {found[:16]}..., the manifest says {shard.sha256[:16]}...: it was damaged or changed."
+            f"{path} has the sha256 {found[:16]}..., the manifest says {shard.sha256[:16]}...: it was damaged or changed. "
+            f"{_REMEDY}"
         )
 
 

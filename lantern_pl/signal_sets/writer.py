@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,13 @@ _LEFTOVER = re.compile(r"\.(shard-|head|manifest|unfinished).+")
 
 
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
+
+
+def reopen(folder: Path, manifest: Manifest, settings: Mapping[str, Any]) -> None:
+    """Make a finished set an unfinished one, of which a run with these settings makes what was damaged anew."""
+    extra = {"head": manifest.head.model_dump()} if manifest.head else {}
+    _write_state(folder, settings, manifest.shards, extra)
+    (folder / MANIFEST).unlink()
 
 
 class SetWriter:
@@ -61,10 +68,10 @@ class SetWriter:
                 "another folder for signals, or delete that one."
             )
         for shard in state["shards"]:
-            if _is_whole(self.folder, shard):  # or it's made again
+            if is_whole(self.folder, shard):  # or it's made again
                 self.done[int(shard.file[len("shard-") : -len(".safetensors")])] = shard
         head = state["extra"].get("head")
-        if head is not None and _is_whole(self.folder, Shard.model_validate(head)):
+        if head is not None and is_whole(self.folder, Shard.model_validate(head)):
             self.extra["head"] = head
 
     def _read_state(self) -> dict[str, Any]:
@@ -105,11 +112,15 @@ class SetWriter:
         return Shard(file=name, sha256=file_digest(path), bytes=len(content), examples=examples, tokens=tokens, pairs=pairs)
 
     def _note(self) -> None:
-        state = {"settings": self.settings, "shards": [shard.model_dump() for shard in self.shards], "extra": self.extra}
-        write_private_text(self.folder / UNFINISHED, json.dumps(state, indent=2) + "\n")
+        _write_state(self.folder, self.settings, self.shards, self.extra)
 
 
-def _is_whole(folder: Path, shard: Shard) -> bool:
+def _write_state(folder: Path, settings: Mapping[str, Any], shards: Sequence[Shard], extra: Mapping[str, Any]) -> None:
+    state = {"settings": settings, "shards": [shard.model_dump() for shard in shards], "extra": extra}
+    write_private_text(folder / UNFINISHED, json.dumps(state, indent=2) + "\n")
+
+
+def is_whole(folder: Path, shard: Shard) -> bool:
     path = folder / shard.file
     return path.is_file() and file_digest(path) == shard.sha256
 

@@ -10,18 +10,24 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from harm import manifest_of
 from recording import Record
+from small_configs import save_with_tokenizer
 from support import Ran
 
+from lantern_pl.data.records import read_pairs
 from lantern_pl.errors import UserError
 from lantern_pl.signal_sets import writer
+from lantern_pl.signal_sets.keys import as_numbers, pair_key
 from lantern_pl.signal_sets.reader import SignalSet
+from lantern_pl.signal_sets.writer import SetWriter
 from lantern_pl.signals import Hidden, TopK
+from lantern_pl.tasks import Task
 
 Lantern = Callable[..., Ran]
 
@@ -265,6 +271,89 @@ def test_a_folder_with_other_signals_or_other_things_is_left_alone(
     ran = lantern("cache", "--config", cache_config, "--signals", tmp_path / "other")
     assert ran.code == 2
     assert "holds other things" in ran.err
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "lose"])
+def test_the_same_command_mends_a_damaged_set(
+    lantern: Lantern, cache_config: Path, signals: Path, whole_set: Path, harm: str
+) -> None:
+    command = ("cache", "--config", cache_config, "--signals", signals, "--log_probs", "f32")
+    assert "holds these signals already" in lantern(*command).out
+    shard, other = (signals / f"shard-0000{number}.safetensors" for number in (1, 2))
+    content, untouched = shard.read_bytes(), other.stat().st_mtime_ns
+    if harm == "lose":
+        shard.unlink()
+    else:
+        shard.write_bytes(content[:-1] + (b"" if harm == "cut" else bytes([content[-1] ^ 1])))
+    with pytest.raises(UserError, match="The same `lantern cache` again makes it anew"):
+        SignalSet(signals)
+    ran = lantern(*command)
+    assert ran.code == 0, ran.err
+    assert "damaged since, and made anew: shard-00001.safetensors" in ran.out
+    assert other.stat().st_mtime_ns == untouched
+    for mine, theirs in zip(_rows(signals), _rows(whole_set), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_run_goes_on_with_its_pairs_in_another_order(
+    lantern: Lantern, cache_config: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards go by number: each must hold the same pairs, whatever order they're read in."""
+    lines = pairs_file.read_text().splitlines()
+    again = tmp_path / "pairs.jsonl"
+    again.write_text("".join(line + "\n" for line in lines))
+    command = ("cache", "--config", cache_config, "--pairs", again, "--signals", tmp_path / "s", "--log_probs", "f32")
+    add = SetWriter.add
+
+    def interrupt(self: SetWriter, number: int, *arrays: Any) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        add(self, number, *arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SetWriter, "add", interrupt)
+        assert lantern(*command).code == 130
+    again.write_text("".join(line + "\n" for line in reversed(lines)))
+    ran = lantern(*command)
+    assert ran.code == 0, ran.err
+    found = SignalSet(tmp_path / "s")
+    pairs = read_pairs(pairs_file, Task())
+    assert found.manifest.pairs == len(pairs)
+    assert (found.find_pairs(as_numbers([pair_key(pair) for pair in pairs])) >= 0).all()
+
+
+def test_a_text_longer_than_the_teacher_can_read_is_said_before_the_work(
+    lantern: Lantern, cache_config: Path, tmp_path: Path
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from lantern_pl.text import load_tokenizer
+
+    tokens = len(load_tokenizer("embedded:smollm2-135m"))
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=tokens, n_positions=64, n_embd=8, n_layer=1, n_head=1))
+    short = save_with_tokenizer(model, "embedded:smollm2-135m", tmp_path / "gpt2")
+    ran = lantern(
+        "cache",
+        "--config",
+        cache_config,
+        "--teacher.init_args.model",
+        short,
+        "--signals",
+        tmp_path / "s",
+        "--kinds=[tokens]",
+    )
+    assert ran.code == 2, ran.err
+    assert "max_length" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_more_files_than_can_be_mapped_are_refused(
+    lantern: Lantern, cache_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lantern_pl.signal_sets.command.MOST_SHARDS", 4)
+    ran = lantern("cache", "--config", cache_config, "--signals", tmp_path / "s", "--pairs_per_shard=10")
+    assert ran.code == 2
+    assert "48 pairs at pairs_per_shard 10 are 5 files, and a fit maps all of them, at most 4: give 12 or more" in ran.err
 
 
 def test_levels_alone_need_no_explanations_and_no_tokenizer(
