@@ -135,9 +135,9 @@ def complete(
     for row, ids in enumerate(prompts):  # left-padded: generation goes on from the right end
         input_ids[row, width - len(ids) :] = torch.tensor(ids, device=device)
         attention_mask[row, width - len(ids) :] = 1
-    # Draws are from the model's whole distribution: what its own settings may hold to bend it is off.
-    whole = {"top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0, "repetition_penalty": 1.0}
-    drawn = {"do_sample": True, "temperature": temperature, **whole}
+    # Both are of the model's whole distribution: what its own settings may hold to bend it is off.
+    straight = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0}
     out = lm.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -145,6 +145,7 @@ def complete(
         eos_token_id=list(stops),
         pad_token_id=pad,
         synced_gpus=False,  # of processes that share a sharded model, each has all of it by now
+        **straight,
         **(drawn if temperature else {"do_sample": False}),
     )
     return [_up_to_stop(ids, stops) for ids in out[:, width:].tolist()]

@@ -41,7 +41,7 @@ class Schedule:
             raise UserError(f"A schedule's length is {self.length}: give 1 or more, or null for the whole fit.")
 
     def at(self, progress: Progress) -> float:
-        """Its value there. The last step, or epoch, of the whole fit has the end value."""
+        """Its value there. Without a length, the last of several steps, or epochs, of the whole fit has the end value."""
         done, whole = (progress.step, progress.steps) if self.unit == "step" else (progress.epoch, progress.epochs)
         length = self.length if self.length is not None else max(whole - 1, 1)
         share = min(max(done / length, 0.0), 1.0)

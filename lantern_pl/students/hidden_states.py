@@ -25,7 +25,10 @@ NAME = "hidden_states"
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Learn the teacher's hidden states through a linear map, as TinyBERT does (arXiv 1909.10351)."""
+    """Learn the teacher's hidden states through a linear map, as TinyBERT does (arXiv 1909.10351).
+
+    The teacher runs once more a step for them.
+    """
 
     layers: list[tuple[int, int]] = field(default_factory=lambda: [(-1, -1)])
     """Pairs of a layer of the student and the teacher's that it learns from, counted as transformers counts hidden_states:

@@ -4,11 +4,12 @@ A share of the batches keeps its prompts and gets answers that the student has j
 their tokens how it would have gone on; there is no annotation to compare with, so only the divergences count there.
 """
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import torch
@@ -18,7 +19,12 @@ from lantern_pl.data.featurize import DecoderBatch, DecoderFeaturizer, Example
 from lantern_pl.errors import UserError
 from lantern_pl.schedules import Scheduled, extremes
 
+if TYPE_CHECKING:
+    import httpx
+
 FRACTION = "on_policy_fraction"
+WAITS = (0.5, 1.0, 2.0)
+"""Seconds between attempts at a server that is busy, or away for a moment."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ class Sampler:
         }
         url = server.url.rstrip("/") + "/completions"
         try:
-            response = httpx.post(url, json=body, timeout=server.timeout)
+            response = _post(url, body, server.timeout)
             if response.is_error:  # its body isn't shown: a server may repeat the prompt there
                 raise _no_answer(server, f"HTTP {response.status_code}")
             choice = response.json()["choices"][0]
@@ -155,6 +161,21 @@ class Sampler:
             raise _no_answer(server, type(error).__name__) from error
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False)[:limit]
         return [*ids, tokenizer.eos_token_id] if ended or not ids else ids
+
+
+def _post(url: str, body: dict[str, Any], timeout: float) -> "httpx.Response":
+    """The server's answer. What may pass is tried again: one lost connection is to end no fit."""
+    import httpx
+
+    for wait in WAITS:
+        try:
+            response = httpx.post(url, json=body, timeout=timeout)
+            if response.status_code != 429 and response.status_code < 500:
+                return response
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            pass  # the last attempt says what it is
+        time.sleep(wait)
+    return httpx.post(url, json=body, timeout=timeout)
 
 
 def _no_answer(server: ServedStudent, reason: str) -> UserError:

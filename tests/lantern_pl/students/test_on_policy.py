@@ -87,12 +87,15 @@ def test_draws_are_from_the_models_whole_distribution(make_decoder: MakeDecoder)
     """A model's own generation settings, such as a penalty on repetition, would make them another's."""
     student = make_decoder(mixture=[WeightedDivergence(KL())])
     prompt = student.tokenizer.encode("yes yes yes yes yes yes yes yes")
-    draws = []
+    draws, most_probable = [], []
     for penalty in (1.0, 5.0):
         student.lm.generation_config.update(repetition_penalty=penalty, top_k=1, top_p=0.1, min_p=0.5)
         torch.manual_seed(0)
         draws.append(complete(student.lm, [prompt] * 40, 1, [], student.tokenizer.pad_token_id, temperature=1.5))
+        student.lm.generation_config.update(top_k=None, top_p=None, min_p=None)
+        most_probable.append(complete(student.lm, [prompt], 12, [], student.tokenizer.pad_token_id))
     assert draws[0] == draws[1]
+    assert most_probable[0] == most_probable[1]
     assert len({tuple(ids) for ids in draws[0]}) > 5
 
 
@@ -251,12 +254,35 @@ def test_a_served_student_writes_the_answers(make_decoder: MakeDecoder, pairs: l
     assert len({body["seed"] for body in server.asked}) == 2
     start = int(batch.tokens.positions[0].int().argmax()) + 1
     assert batch.tokens.input_ids[0, :start].tolist() in [body["prompt"] for body in server.asked]
-    server.status = 500
-    with pytest.raises(UserError, match="HTTP 500"):
+    server.status = 400
+    with pytest.raises(UserError, match="HTTP 400"):
         sampler.rewrite(batch, student.lm, (0, 0, 0))
 
 
-def test_no_server_is_said(make_decoder: MakeDecoder, pairs: list[Pair]) -> None:
+@pytest.mark.parametrize("status", [429, 503])
+def test_what_may_pass_is_tried_again(
+    make_decoder: MakeDecoder, pairs: list[Pair], server: _Server, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    student = make_decoder(mixture=[WeightedDivergence(KL())])
+    served = ServedStudent(f"http://127.0.0.1:{server.server_port}/v1", "my-student")
+    sampler, batch = _sampler(student, server=served, max_new_tokens=30), _batch(student, pairs[:1])
+    server.status = status
+
+    def recover(seconds: float) -> None:
+        server.status = 200 if len(server.asked) == 2 else status
+
+    monkeypatch.setattr("lantern_pl.students.on_policy.time.sleep", recover)
+    sampler.rewrite(batch, student.lm, (0, 0, 0))
+    assert len(server.asked) == 3
+    server.status = status
+    monkeypatch.setattr("lantern_pl.students.on_policy.time.sleep", lambda seconds: None)
+    with pytest.raises(UserError, match=f"HTTP {status}"):
+        sampler.rewrite(batch, student.lm, (0, 0, 0))
+    assert len(server.asked) == 3 + 4
+
+
+def test_no_server_is_said(make_decoder: MakeDecoder, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lantern_pl.students.on_policy.WAITS", (0.01,))
     student = make_decoder(mixture=[WeightedDivergence(KL())])
     sampler = _sampler(student, server=ServedStudent("http://127.0.0.1:9/v1", "m"))
     with pytest.raises(UserError, match="gives no answer"):
