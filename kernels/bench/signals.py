@@ -128,11 +128,12 @@ def table(report: dict[str, Any]) -> str:
         f"| training step, from disk | {step['cached_s']:.2f} | {step['faster']:.2f}x faster |",
         f"| of which reading | {step['reading_s']:.4f} | {step['reading_s'] / step['cached_s']:.2%} |",
         "",
-        "| divergence, nats a token | top 32 and tail | rounded to a byte each |",
-        "|---|---|---|",
+        "| divergence, nats a token | whole | top 32 and tail | of the whole | rounded to a byte each |",
+        "|---|---|---|---|---|",
     ]
     for name, row in made["rounding"].items():
-        lines.append(f"| {name} | {row['top_k']:.5f} | {row['stored'] - row['top_k']:+.5f} |")
+        figures = f"{row['whole']:.5f} | {row['top_k']:.5f} | {row['top_k'] / row['whole']:.0%}"
+        lines.append(f"| {name} | {figures} | {row['stored'] - row['top_k']:+.5f} |")
     return "\n".join(lines)
 
 
