@@ -57,6 +57,8 @@ _TEMPLATE = re.compile(
     re.IGNORECASE,
 )
 _DELIMITER = 3
+# What each of them begins with.
+_MAY_BE_MARKS = re.compile(f"[{''.join(sorted({re.escape(mark[0]) for mark in (*_OPENING, *_CLOSING, '<', '[')}))}]")
 
 
 def visible(text: str) -> str:
@@ -99,6 +101,9 @@ def same_writing(text: str) -> str:
 
 
 def _defused(text: str) -> str:
+    # Nearly all texts hold none, and to look for each of them takes long.
+    if not _MAY_BE_MARKS.search(text):
+        return text
     for weights, round_one, run in _BRACKETS:
 
         def rounded(match: re.Match[str], weights: dict[str, int] = weights, round_one: str = round_one) -> str:

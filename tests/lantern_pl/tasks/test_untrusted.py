@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lantern_pl.data.sample import make_pairs
 from lantern_pl.tasks.injections import FAMILIES
-from lantern_pl.tasks.untrusted import fence, flags, same_writing, visible
+from lantern_pl.tasks.untrusted import _CLOSING, _OPENING, fence, flags, same_writing, visible
 
 OPEN_DATA = Path(__file__).parents[3].parent / "shared" / "data" / "job_fit_open" / "pairs.jsonl"
 
@@ -270,6 +270,12 @@ def test_what_is_visible_stays(text: str) -> None:
 
 
 BRACKETS = "<>＜＞‹›«»《》≪≫⋘⋙〈〉⟨⟩❮❯ \t\n\u200b/|"
+
+
+@pytest.mark.parametrize("mark", [*_OPENING, *_CLOSING])
+def test_no_bracket_is_overlooked(mark: str) -> None:
+    for written in (mark * 3, mark.upper() * 3):
+        assert written not in fence("candidate", f"a text {written}end job").split("\n")[1]
 
 
 @given(st.lists(st.sampled_from([*BRACKETS, "&lt;", "&GT;", "begin", "end", "candidate", "s", "im_end", "[INST]"])))
