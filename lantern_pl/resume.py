@@ -2,8 +2,8 @@
 
 Lightning's own state says which of its hooks have run, and it restarts after them. That goes wrong where a run was ended
 by `max_steps` (in mid-epoch the rest of the epoch is left out, at its end the next epoch is) or interrupted (the batch
-that was being trained on is left out). What counts here is how many batches of which epoch the weights have seen, and
-what the generators of random numbers were going to give for the next one.
+that was being trained on is left out). What counts here is which batches of which epoch the weights have seen, and what
+the generators of random numbers were going to give for the next one.
 """
 
 import random
@@ -13,36 +13,75 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities import rank_zero_info
+
+from lantern_pl.data.loader import ResumableBatches, ResumableLoader
 
 
-def settle(checkpoint: dict[str, Any], batches: int, accumulate: int) -> None:
+def settle(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     """Rewrite the loops' state in a checkpoint that is about to be saved.
 
-    Args:
-        checkpoint: what Lightning is going to save.
-        batches: how many an epoch has.
-        accumulate: micro-batches for each optimizer step. Those since the last step are trained on again, since their
-            gradients aren't saved.
+    Micro-batches since the last optimizer step are trained on again, since their gradients aren't saved.
     """
     loop = checkpoint["loops"]["fit_loop"]
-    epochs, trained = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-    epoch = max(0, epochs["current"]["ready"] - 1)
+    epoch = max(0, loop["epoch_progress"]["current"]["ready"] - 1)
+    trained = loop["epoch_loop.batch_progress"]
     done, total = trained["current"]["processed"], trained["total"]["processed"]
+    batches = int(trainer.num_training_batches)
+    loaders = [] if trainer.fit_loop._combined_loader is None else trainer.fit_loop._combined_loader.flattened
+    order = next((loader.order for loader in loaders if isinstance(loader, ResumableLoader)), None)
     if done < batches:
-        begun, done, total = epoch + 1, done - done % accumulate, total - done % accumulate
-    else:
-        begun, epoch, done = epoch + 1, epoch + 1, 0
+        # What the run began with has its steps behind it, also where the number of micro-batches was another then.
+        again = min(done % trainer.accumulate_grad_batches, done - (order.begun(epoch) if order else 0))
+        done, total = done - again, total - again
+    _put(loop, epoch, done, total, batches, order)
+    # A validation that was interrupted isn't gone on with: its figures would be of a part of the data.
+    validated = loop["epoch_loop.val_loop.batch_progress"]
+    for counts in (validated["current"], validated["total"]):
+        counts.update(ready=0, started=0, processed=0, completed=0)
+
+
+def fit_to_batches(checkpoint: dict[str, Any], trainer: Trainer) -> int:
+    """Rewrite the loops' state in a checkpoint that a run goes on from where its batches are others than this run's.
+
+    Returns how many more optimizer steps the checkpoint has behind it than this run would have made up to its place.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop")
+    places = loop["state_dict"].get("combined_loader") if loop else None
+    loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+    if not places or not isinstance(loader, ResumableLoader):
+        return 0
+    place, trained = places[0], loop["epoch_loop.batch_progress"]
+    batches = int(_parse_num_batches(RunningStage.TRAINING, len(loader), trainer.limit_train_batches))
+    done = loader.order.go_to(place)
+    if place["batches"] or place.get("before"):
+        _put(loop, place["epoch"], done, trained["total"]["processed"], batches, loader.order)
+        if loader.order.changed:
+            rank_zero_info(
+                "The checkpoint was saved in mid-epoch, with another global batch: the epoch goes on with the "
+                f"{len(loader.order.left())} pairs that weren't trained on."
+            )
+    accumulate = trainer.accumulate_grad_batches
+    epochs, done = loop["epoch_progress"]["current"]["processed"], trained["current"]["processed"]
+    made: int = checkpoint["global_step"]
+    return made - epochs * -(-batches // accumulate) - done // accumulate
+
+
+def _put(loop: dict[str, Any], epoch: int, done: int, total: int, batches: int, order: ResumableBatches | None) -> None:
+    """Have the loops stand where `done` of an epoch's `batches` were trained on, and `total` in all epochs."""
+    epochs, trained = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    begun = epoch + 1
+    if done >= batches:
+        epoch, done = epoch + 1, 0
     for counts in (epochs["current"], epochs["total"]):
         counts.update(ready=begun, started=begun, processed=epoch, completed=epoch)
     for counts, count in ((trained["current"], done), (trained["total"], total)):
         counts.update(ready=count, started=count, processed=count, completed=count)
     trained["is_last_batch"] = False
-    # A validation that was interrupted isn't gone on with: its figures would be of a part of the data.
-    validated = loop["epoch_loop.val_loop.batch_progress"]
-    for counts in (validated["current"], validated["total"]):
-        counts.update(ready=0, started=0, processed=0, completed=0)
-    if "combined_loader" in loop["state_dict"]:
-        loop["state_dict"]["combined_loader"] = [{"epoch": epoch, "batches": done}]
+    if order is not None:
+        loop["state_dict"]["combined_loader"] = [order.place(epoch, done)]
 
 
 def go_to_place(trainer: Trainer) -> None:

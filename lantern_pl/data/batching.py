@@ -86,28 +86,36 @@ class LengthBucketBatches(Sampler[list[int]]):
                 f"{size} examples can't be shared by {world_size} processes without counting some twice: "
                 f"use at most {size} devices, or more data"
             )
-        # Every batch of every rank needs an example: this binds only at batch_size 1.
-        self._steps = min(-(-size // (batch_size * world_size)), size // world_size)
 
     def __len__(self) -> int:
-        return self._steps
+        return self.count(len(self.lengths))
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self.sampler)
+        for batches in self.steps(order, self.count(len(order)), self.world_size):
+            yield batches[self.rank]
+
+    def count(self, size: int) -> int:
+        """How many steps so many examples make. Every batch of every rank needs one: this binds only at batch_size 1."""
+        return min(-(-size // (self.batch_size * self.world_size)), size // self.world_size)
+
+    def steps(self, order: Sequence[int], count: int, world_size: int = 1) -> Iterator[list[list[int]]]:
+        """The batches of all ranks, step by step, that examples in this order make in so many steps. What a step holds of
+        them doesn't depend on the number of ranks."""
+
+        def cut(batch: int) -> int:
+            """Where a batch begins: batches of all ranks are as equal in size as can be."""
+            return batch * len(order) // (count * world_size)
+
         drawn = {index: place for place, index in enumerate(order)}
-        for first in range(0, self._steps, self.bucket_batches):
-            last = min(first + self.bucket_batches, self._steps)
-            window = order[self._cut(first * self.world_size) : self._cut(last * self.world_size)]
+        for first in range(0, count, self.bucket_batches):
+            last = min(first + self.bucket_batches, count)
+            start = cut(first * world_size)
+            window = list(order[start : cut(last * world_size)])
             window.sort(key=lambda index: self.lengths[index])  # stable: equals keep the sampler's order
-            start = self._cut(first * self.world_size)
             steps = []
             for step in range(first, last):
-                cuts = [self._cut(step * self.world_size + rank) - start for rank in range(self.world_size + 1)]
+                cuts = [cut(step * world_size + rank) - start for rank in range(world_size + 1)]
                 steps.append([window[a:b] for a, b in pairwise(cuts)])
             steps.sort(key=lambda batches: drawn[batches[0][0]])
-            for batches in steps:
-                yield batches[self.rank]
-
-    def _cut(self, batch: int) -> int:
-        """Where a batch begins: batches of all ranks are as equal in size as can be."""
-        return batch * len(self.lengths) // max(1, self._steps * self.world_size)
+            yield from steps

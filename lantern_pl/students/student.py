@@ -25,7 +25,15 @@ from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.fsdp2 import FSDP2, check_strategy, whole_weights
 from lantern_pl.plugin_checks import ask
-from lantern_pl.resume import check_random_states, go_to_place, of_all_ranks, random_states, set_random_states, settle
+from lantern_pl.resume import (
+    check_random_states,
+    fit_to_batches,
+    go_to_place,
+    of_all_ranks,
+    random_states,
+    set_random_states,
+    settle,
+)
 from lantern_pl.schedules import Progress, Schedule, Scheduled, extremes, first, last, value_at
 from lantern_pl.sharding import shard_student
 from lantern_pl.students.faults import OnFault, Watch, gradients_are_finite
@@ -151,6 +159,7 @@ class Student(LightningModule, ABC):
         self._rows_trained = 0.0
         self._random_to_set: dict[str, Any] | None = None
         self._own_groups: list[dict[str, Any]] = []
+        self._steps_ahead = 0
         self.terms: list[Term] = []
         self.hidden_states = None
         self.numbers: dict[str, Scheduled] = {}
@@ -273,6 +282,8 @@ class Student(LightningModule, ABC):
         """
         for setup in self.trainer.lr_scheduler_configs:
             scheduler: Any = setup.scheduler
+            # Some strategies have the checkpoint read only after the schedule was made.
+            scheduler.lr_lambdas = self._rate(scheduler.optimizer).lr_lambdas
             scheduler.base_lrs = [group["initial_lr"] for group in self._own_groups]
             groups = scheduler.optimizer.param_groups
             for group, own, share in zip(groups, self._own_groups, scheduler.lr_lambdas, strict=True):
@@ -291,11 +302,27 @@ class Student(LightningModule, ABC):
             self._window_random = random_states()
 
     def _progress(self) -> Progress:
-        trainer = self.trainer
-        steps = max(int(trainer.estimated_stepping_batches), 1)
-        in_epoch = max(-(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches), 1)
+        steps, in_epoch = max(self._steps(), 1), max(self._steps_in_epoch(), 1)
         # Not max_epochs: max_steps may end the fit before.
-        return Progress(trainer.global_step, steps, trainer.current_epoch, -(-steps // in_epoch))
+        epochs = -(-(steps - self._steps_ahead) // in_epoch)
+        return Progress(self.trainer.global_step, steps, self.trainer.current_epoch, epochs)
+
+    def _steps(self) -> int:
+        """How many optimizer steps the fit has in all, with those before a resume as they were made."""
+        trainer = self.trainer
+        steps = trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError(
+                "trainer.max_steps and trainer.max_epochs are both -1, and the learning rate's warm-up and schedule need an "
+                "end: give one of them. trainer.max_time may still end the fit before."
+            )
+        if self._steps_ahead and trainer.max_epochs != -1:
+            steps = self._steps_in_epoch() * (trainer.max_epochs or 1) + self._steps_ahead
+            steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+        return int(steps)
+
+    def _steps_in_epoch(self) -> int:
+        return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output, rows = self.summed_loss(batch)
@@ -385,13 +412,17 @@ class Student(LightningModule, ABC):
             lr=self.optimization.learning_rate,
             betas=self.optimization.betas,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        warmup = round(self.optimization.warmup * steps)
-        name = "constant_with_warmup" if self.optimization.schedule == "constant" else self.optimization.schedule
-        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        scheduler = self._rate(optimizer)
         configured = ("initial_lr", "weight_decay", "betas")
         self._own_groups = [{key: group[key] for key in configured} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rate(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The learning rate's schedule over the whole fit."""
+        steps = self._steps()
+        warmup = round(self.optimization.warmup * steps)
+        name = "constant_with_warmup" if self.optimization.schedule == "constant" else self.optimization.schedule
+        return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
 
     # Evaluation
 
@@ -436,7 +467,7 @@ class Student(LightningModule, ABC):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        settle(checkpoint, int(self.trainer.num_training_batches), self.trainer.accumulate_grad_batches)
+        settle(checkpoint, self.trainer)
         checkpoint["untrained_metrics"] = self.untrained_metrics
         checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["rows_trained"] = self._rows_trained
@@ -462,6 +493,8 @@ class Student(LightningModule, ABC):
         self.untrained_metrics = checkpoint.get("untrained_metrics", {})
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
         self._rows_trained = checkpoint.get("rows_trained", 0.0)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._steps_ahead = fit_to_batches(checkpoint, self.trainer)
         states = checkpoint.get(_RANDOM, [])
         if len(states) == self.trainer.world_size:
             self._random_to_set = states[self.trainer.global_rank]
