@@ -61,6 +61,14 @@ def read_manifest(model: str) -> dict[str, Any] | None:
     return manifest
 
 
+def adapter_identity(adapter: str) -> str:
+    """What tells an adapter from others: the hash of its folder's weights and settings."""
+    folder, digest = Path(adapter), hashlib.sha256()
+    for path in (*sorted(folder.glob("*.safetensors")), folder / "adapter_config.json"):
+        digest.update(path.read_bytes())
+    return f"sha256 {digest.hexdigest()[:16]}"
+
+
 def weights_identity(model: str) -> str:
     """What tells these weights from others: the commit of a hub model, the hash of a folder's safetensors files."""
     folder = Path(locate(model))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lantern_pl.errors import UserError
 from lantern_pl.model_files import load_config, locate
+from lantern_pl.tasks import Task
 
 # Texts on which tokenizers with the same vocabulary but other rules (merges, normalisation, splitting) differ.
 _PROBES = ("Hello, world!  5 years of C++/Python\n\n", "naïve Straße 東京 😀", "  leading, TRAILING  ", "1234567.89")
@@ -26,6 +28,19 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         # Only its position counts: padding is masked by position, never by comparing ids.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def level_ids(encode: Callable[[str], list[int]], task: Task) -> list[list[int]]:
+    """Ids by which each of the task's levels is told from the others, after the beginning of an answer; `encode` gives those
+    of a continuation.
+
+    They are the level's name alone. Where another level's begins with them, as that of 10 with 1's, what follows a level in
+    an answer ends it: a text is never less probable than one that it's the beginning of.
+    """
+    names, closed = map(encode, task.verbalised_levels()), map(encode, task.closed_levels())
+    ids = [tuple(name) for name in names]
+    begins_another = [sum(other[: len(name)] == name for other in ids) > 1 for name in ids]
+    return [end if begins else list(name) for name, end, begins in zip(ids, closed, begins_another, strict=True)]
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

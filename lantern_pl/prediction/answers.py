@@ -12,6 +12,7 @@ from lantern_pl.data.featurize import DecoderBatch, EncoderBatch
 from lantern_pl.pair_classifier import PairClassifier
 from lantern_pl.signals import TokenBatch
 from lantern_pl.tasks import Task
+from lantern_pl.text import level_ids
 
 Answer = dict[str, Any]
 
@@ -82,12 +83,13 @@ def _level_tokens(tokenizer: Any, task: Task) -> tuple[list[int], list[tuple[int
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     opening = encode(task.answer_prefix)
-    levels = []
-    for name in task.verbalised_levels():
-        whole = encode(task.answer_prefix + name)
-        # Where the two are tokens together, the name is taken on its own.
-        levels.append(tuple(whole[len(opening) :] if whole[: len(opening)] == opening else encode(name)))
-    return opening, levels
+
+    def after_opening(text: str) -> list[int]:
+        whole = encode(task.answer_prefix + text)
+        # Where the two are tokens together, the text is taken on its own.
+        return whole[len(opening) :] if whole[: len(opening)] == opening else encode(text)
+
+    return opening, [tuple(ids) for ids in level_ids(after_opening, task)]
 
 
 def _last_tokens(rows: Sequence[Sequence[int]], device: torch.device) -> TokenBatch:

@@ -55,21 +55,30 @@ class Task:
         if len(self.levels) < 2 or len(set(self.levels)) != len(self.levels) or not all(self.levels):
             raise UserError(f"task.levels is {self.levels!r}: give at least two different, non-empty names, worst first")
         self._check_template("prompt", self.prompt, required={"job_text", "candidate_text"}, optional={"levels"})
-        self._check_template("answer", self.answer, required={"level", "explanation"}, optional=set())
-        if self.answer.index("{level}") > self.answer.index("{explanation}"):
-            raise UserError("task.answer must hold {level} before {explanation}: the level is what is never truncated")
+        fields = self._check_template("answer", self.answer, required={"level", "explanation"}, optional=set())
+        if fields != ["level", "explanation"]:
+            raise UserError(
+                "task.answer must hold {level} and then {explanation}, each once: the level is what is never truncated"
+            )
 
     @staticmethod
-    def _check_template(name: str, template: str, required: set[str], optional: set[str]) -> None:
+    def _check_template(name: str, template: str, required: set[str], optional: set[str]) -> list[str]:
+        """The fields in their order."""
         try:
-            found = {part for _, part, _, _ in Formatter().parse(template) if part is not None}
+            parts = [(field, spec, conversion) for _, field, spec, conversion in Formatter().parse(template)]
         except ValueError as error:
             raise UserError(f"task.{name} is not a valid template ({error}); write {{{{ for a literal brace") from error
-        if not required <= found or found - required - optional:
+        found = [field for field, _, _ in parts if field is not None]
+        if not required <= set(found) or set(found) - required - optional:
             raise UserError(
-                f"task.{name} holds the fields {sorted(found)}; it must hold {sorted(required)}"
+                f"task.{name} holds the fields {sorted(set(found))}; it must hold {sorted(required)}"
                 + (f" and may hold {sorted(optional)}" if optional else "")
             )
+        if any(spec or conversion for _, spec, conversion in parts):
+            raise UserError(
+                f"task.{name} formats a field: leave out what follows its name, as in {{level!r}} or {{level:>9}}"
+            )
+        return found
 
     def render_prompt(self, job_text: str, candidate_text: str) -> str:
         """The question about one pair, before any chat template."""
@@ -81,28 +90,42 @@ class Task:
 
     def answer_opening(self, level: str) -> str:
         """How an answer with this level begins, up to where the explanation stands."""
-        return self.answer.split("{explanation}")[0].format(level=level)
+        before, between, _ = self._answer_literals()
+        return before + level + between
 
     @property
     def answer_prefix(self) -> str:
         """What every answer begins with, up to where the level stands, without trailing white space."""
-        return self.answer.split("{level}")[0].rstrip()
+        return self._answer_literals()[0].rstrip()
 
     def verbalised_levels(self) -> list[str]:
         """The continuations of `answer_prefix` that name each level, in order."""
-        gap = self.answer.split("{level}")[0][len(self.answer_prefix) :]
+        gap = self._answer_literals()[0][len(self.answer_prefix) :]
         return [gap + level for level in self.levels]
+
+    def closed_levels(self) -> list[str]:
+        """The same with what follows a level in an answer: there, none is the beginning of another."""
+        return [name + self._answer_literals()[1] for name in self.verbalised_levels()]
 
     def parse_answer(self, text: str) -> Answer | None:
         """Read a completion back; None if it doesn't have the format, names no known level, or explains nothing."""
-        before, rest = self.answer.split("{level}")
-        between, after = rest.split("{explanation}")
+        before, between, after = self._answer_literals()
         levels = "|".join(re.escape(level) for level in sorted(self.levels, key=len, reverse=True))
-        pattern = f"{_loose(before)}({levels}){_loose(between)}(.*?){_loose(after)}"
+        pattern = f"{_loose(before.lstrip())}({levels}){_loose(between)}(.*?){_loose(after.rstrip())}"
         match = re.fullmatch(pattern, text.strip(), flags=re.DOTALL)
         if match is None or not match[2].strip():
             return None
         return Answer(level=match[1], explanation=match[2].strip())
+
+    def _answer_literals(self) -> tuple[str, str, str]:
+        """What stands in `answer` before the level, between level and explanation, and after it."""
+        literals = [""]
+        for literal, name, _, _ in Formatter().parse(self.answer):
+            literals[-1] += literal
+            if name is not None:
+                literals.append("")
+        before, between, after = literals
+        return before, between, after
 
 
 def _loose(literal: str) -> str:

@@ -25,14 +25,14 @@ from lantern_pl.causal_lm import (
 from lantern_pl.data.featurize import DecoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.model_files import load_config, read_manifest, weights_identity
+from lantern_pl.model_files import adapter_identity, load_config, read_manifest, weights_identity
 from lantern_pl.positions import check_length
 from lantern_pl.prefix_sharing import TextsInTurn, check_sharing, shared_hidden_at_positions
 from lantern_pl.sharding import shard_frozen, whole_tensor
 from lantern_pl.signals import Annotation, Hidden, LevelProbs, TokenBatch
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Assignment, Teacher
-from lantern_pl.text import fingerprint, load_tokenizer
+from lantern_pl.text import fingerprint, level_ids, load_tokenizer
 
 _NO_LIMIT = 2**31
 
@@ -112,6 +112,7 @@ class HFTeacher(Teacher):
             "model": self.model_name,
             "weights": weights_identity(self.model_name),
             "adapter": self.adapter,
+            **({} if self.adapter is None else {"adapter_weights": adapter_identity(self.adapter)}),
             "tokenizer": self.tokenizer_fingerprint,
             "dtype": self.precision,
             "max_new_tokens": self.max_new_tokens,
@@ -213,7 +214,7 @@ class HFTeacher(Teacher):
         """Log-probability [K] of each verbalised level after the prompt. The prompt is run once, on a key-value cache, and
         one row at a time: the answer about a pair then can't depend on its neighbours' padding."""
         device = self.lm.device
-        levels = [self._continuation(prompt, prompt_ids, name) for name in task.verbalised_levels()]
+        levels = level_ids(lambda text: self._continuation(prompt, prompt_ids, text), task)
         start = run(prompt_ids)
         first = start.logits[0, -1].float().log_softmax(-1)
         totals = []

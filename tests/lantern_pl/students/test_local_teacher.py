@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lantern_pl.causal_lm import load_causal_lm
 from lantern_pl.data.featurize import DecoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
@@ -13,7 +14,7 @@ from lantern_pl.signals import TokenBatch
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Assignment
 from lantern_pl.teachers.local_model import HFTeacher
-from lantern_pl.text import chat_prompt
+from lantern_pl.text import chat_prompt, level_ids
 
 
 @pytest.mark.parametrize("levels", [["low", "medium", "high"], ["no fit at all", "a partial fit", "an excellent fit"]])
@@ -92,6 +93,39 @@ def test_the_cache_key_is_stable_and_tells_weights_and_settings_apart(small_lm: 
     assert HFTeacher(small_lm).cache_key() == HFTeacher(small_lm).cache_key()
     assert HFTeacher(small_lm).cache_key() != HFTeacher(small_lm, max_new_tokens=7).cache_key()
     assert HFTeacher(small_lm).cache_key() != HFTeacher("embedded:smollm2-135m").cache_key()
+
+
+def test_a_level_can_win_that_begins_with_another_ones_name(teacher: HFTeacher, pairs: list[Pair]) -> None:
+    """The name of one is never less probable than the other's: what ends it counts too."""
+    task = Task(levels=["1", "10", "2"])
+    ids = level_ids(lambda text: teacher.tokenizer.encode(text, add_special_tokens=False), task)
+    closed, *names = (teacher.tokenizer.encode(text, add_special_tokens=False) for text in (" 1\n", " 10", " 2"))
+    assert ids == [closed, *names]
+    found = teacher.level_probs(pairs[:2], task).probs
+    for pair, row in zip(pairs[:2], found, strict=True):
+        prompt = teacher.tokenizer.encode(teacher._prompts([pair], task)[0] + task.answer_prefix, add_special_tokens=False)
+        totals = []
+        for level in ids:
+            with torch.no_grad():
+                log_probs = teacher.lm(torch.tensor([[*prompt, *level]])).logits[0].double().log_softmax(-1)
+            totals.append(sum(log_probs[len(prompt) - 1 + place, token] for place, token in enumerate(level)))
+        assert torch.allclose(row.double(), torch.stack(totals).softmax(0), atol=1e-4)
+
+
+def test_the_cache_key_tells_adapters_of_one_folder_apart(tiny_lm: Path, tmp_path: Path) -> None:
+    """The same run writes its adapter into the same folder again."""
+    from peft import LoraConfig, get_peft_model
+
+    lm = get_peft_model(load_causal_lm(str(tiny_lm), torch.float32), LoraConfig(r=2, target_modules=["q_proj"]))
+    keys = []
+    for bias in (0.0, 1.0):
+        for name, parameter in lm.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(bias)
+        lm.save_pretrained(tmp_path)
+        keys.append(HFTeacher(str(tiny_lm), adapter=str(tmp_path)).cache_key())
+    assert keys[0] != keys[1]
+    assert keys[1] == HFTeacher(str(tiny_lm), adapter=str(tmp_path)).cache_key()
 
 
 def test_an_adapter_that_is_not_there_is_refused(small_lm: str, tmp_path: Path) -> None:
