@@ -77,8 +77,21 @@ def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
 def new_classifier(
     model: str, levels: list[str], pooling: Pooling, depth: int, dropout: float, layers: DepthPruning | None
 ) -> PairClassifier:
-    """A classifier with a fresh head on a pretrained backbone."""
-    return PairClassifier(load_backbone(model, layers), levels, pooling, depth, dropout)
+    """A classifier with a fresh head on a pretrained backbone. Raises UserError where what is pooled is always the same."""
+    backbone = load_backbone(model, layers)
+    if pooling == "cls" and not _first_token_sees_all(backbone):
+        raise UserError(
+            f"pooling is cls, and {model!r} reads from left to right: its first token knows nothing of the text after it. "
+            "Set model.pooling to last, or to mean."
+        )
+    return PairClassifier(backbone, levels, pooling, depth, dropout)
+
+
+@torch.no_grad()
+def _first_token_sees_all(backbone: PreTrainedModel) -> bool:
+    ids = torch.tensor([[5, 6, 7, 8], [5, 8, 6, 7]])  # no padding's
+    first = backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
+    return not torch.allclose(first[0], first[1])
 
 
 def load_backbone(model: str, layers: DepthPruning | None = None) -> PreTrainedModel:

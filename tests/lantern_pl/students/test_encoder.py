@@ -166,6 +166,14 @@ def test_a_saved_student_runs_without_this_package(
     assert found == pytest.approx(expected.tolist(), abs=1e-3)
 
 
+def test_a_first_token_that_sees_nothing_is_refused(tiny_lm: Path, tiny_encoder: Path) -> None:
+    """The student would answer the same to all."""
+    with pytest.raises(UserError, match=r"Set model\.pooling to last"):
+        EncoderStudent(str(tiny_lm))
+    EncoderStudent(str(tiny_lm), pooling="last")
+    EncoderStudent(str(tiny_encoder))
+
+
 def test_a_saved_student_is_a_teacher_and_a_start(pairs: list[Pair], tmp_path: Path) -> None:
     student = make_encoder()
     student.write(tmp_path)
