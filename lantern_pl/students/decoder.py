@@ -20,7 +20,7 @@ from lantern_pl.depth_pruning import DepthPruning
 from lantern_pl.divergences.contract import WeightedDivergence
 from lantern_pl.errors import UserError
 from lantern_pl.fsdp2 import FSDP2
-from lantern_pl.plugin_checks import check_divergence, check_teacher, checked_signal
+from lantern_pl.plugin_checks import ask, check_divergence, check_teacher, checked_signal
 from lantern_pl.positions import check_length
 from lantern_pl.prediction.answers import decoder_answers
 from lantern_pl.prediction.loader import Portion
@@ -339,9 +339,14 @@ class DecoderStudent(Student):
         """One held-out pair, answered by the teacher, the untrained and the trained student, for a person to read."""
         if not self.sample:
             self.sample = {"annotation": self.task.render_answer(pair.level or "", pair.explanation or "")}
-            if self.teacher is not None and "annotate" in self.teacher.capabilities:
-                self.sample["teacher"] = self.teacher.annotate([pair], self.task)[0].text
-        self.sample["untrained" if self.trainer.sanity_checking else "trained"] = text
+            teacher = self.teacher
+            if teacher is not None and "annotate" in teacher.capabilities:
+                self.sample["teacher"] = ask(teacher, lambda: teacher.annotate([pair], self.task)[0].text)
+        if self.trainer.sanity_checking:
+            # A resumed run may make the check again, on trained weights: what the checkpoint has brought stays.
+            self.sample.setdefault("untrained", text)
+        else:
+            self.sample["trained"] = text
 
     def predict_step(self, portion: Portion, batch_idx: int) -> list[dict[str, Any]]:
         """One record per pair: its row and ids, the answer's text, what could be read from it, and the probability of each
