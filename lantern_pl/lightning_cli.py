@@ -32,7 +32,8 @@ from lantern_pl.prediction.callback import Predictions
 from lantern_pl.prediction.settings import PredictionSettings
 from lantern_pl.prediction.student_folder import USAGE, as_config
 from lantern_pl.progress import ProgressBar, quiet_libraries
-from lantern_pl.run_folder import CHECKPOINTS, CONFIG, PREDICTIONS, RunFolder
+from lantern_pl.resume import FitLoop
+from lantern_pl.run_folder import CHECKPOINTS, CONFIG, PREDICTIONS, RunFolder, check_trained
 from lantern_pl.secret_values import without_secrets
 from lantern_pl.stopping import StopBetweenBatches
 from lantern_pl.students.student import Student
@@ -67,10 +68,16 @@ class SavedOnceTrained(ModelCheckpoint):
 
 
 class LanternCLI(LightningCLI):
-    """The config is that of LightningCLI plus `run_dir`."""
+    """The config is that of LightningCLI plus `run_dir`.
 
-    def __init__(self, arguments: list[str]) -> None:
+    Args:
+        arguments: the command and its options.
+        names_student: whether they come of `--student`, and the model is one for that alone.
+    """
+
+    def __init__(self, arguments: list[str], names_student: bool = False) -> None:
         self.command = arguments[0]
+        self.names_student = names_student
         self.checkpoint_config: dict[str, Any] = {}
         usage = f"lantern {self.command} --config FILE [--KEY VALUE ...]"
         super().__init__(
@@ -161,6 +168,12 @@ class LanternCLI(LightningCLI):
             for key, before, after in _differences(self.checkpoint_config, now):
                 rank_zero_info(f"{key}: the checkpoint has {before!r}, this run uses {after!r}.")
 
+    def before_instantiate_classes(self) -> None:
+        model = self._get(self.config, "model.init_args.model")
+        untrained = self._get(self.config, "ckpt_path") is None and not self.names_student
+        if self.command != "fit" and untrained and isinstance(model, str):
+            check_trained(self.command, model, Path(self._get(self.config, "run_dir")))
+
     def instantiate_classes(self) -> None:
         with explain_all(HOW_TO_ALLOW), read_as_it_goes() if self.command == "predict" else nullcontext():
             super().instantiate_classes()
@@ -206,9 +219,11 @@ class LanternCLI(LightningCLI):
             given_plugins.append(SLURMEnvironment(auto_requeue=False))
         config["plugins"] = [*given_plugins, DurableCheckpoints()]
         try:
-            return super().instantiate_trainer(callbacks=[*given, *ours], **kwargs)
+            trainer = super().instantiate_trainer(callbacks=[*given, *ours], **kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
+        FitLoop.put_into(trainer)
+        return trainer
 
     def before_test(self) -> None:
         """What the student is held against is found, or not, before anything is measured."""
@@ -238,7 +253,8 @@ def run(arguments: list[str]) -> int:
     quiet_libraries()
     try:
         with as_config(arguments) if arguments[0] == "predict" else nullcontext(arguments) as whole:
-            LanternCLI(whole)
+            names_student = any(word.partition("=")[0] == "--student" for word in arguments)
+            LanternCLI(whole, names_student)
     except ConfigError as error:
         raise UserError(explain(error, HOW_TO_ALLOW)) from error
     except MisconfigurationException as error:

@@ -13,11 +13,28 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import rank_zero_info
 
 from lantern_pl.data.loader import ResumableBatches, ResumableLoader
+
+
+class FitLoop(_FitLoop):
+    """A fit that has no step left to make ends as any other does, by its last validation: the student that is written then
+    has its figures."""
+
+    @classmethod
+    def put_into(cls, trainer: Trainer) -> None:
+        loop = cls(trainer, trainer.fit_loop.min_epochs, trainer.fit_loop.max_epochs)
+        loop.epoch_loop = trainer.fit_loop.epoch_loop
+        trainer.fit_loop = loop
+
+    @property
+    def skip(self) -> bool:
+        return self.max_batches == 0 or self.trainer.limit_train_batches == 0
 
 
 def settle(checkpoint: dict[str, Any], trainer: Trainer) -> None:
@@ -82,6 +99,14 @@ def _put(loop: dict[str, Any], epoch: int, done: int, total: int, batches: int, 
     trained["is_last_batch"] = False
     if order is not None:
         loop["state_dict"]["combined_loader"] = [order.place(epoch, done)]
+
+
+def keep_patience(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Have EarlyStopping's patience in a checkpoint be that of this run, which EarlyStopping would take from there."""
+    states = checkpoint.get("callbacks", {})
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.state_key in states:
+            states[callback.state_key]["patience"] = callback.patience
 
 
 def go_to_place(trainer: Trainer) -> None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lantern_pl.errors import UserError
@@ -72,6 +73,22 @@ def check_inputs(config: Mapping[str, Any], folder: Path, goes_on: bool) -> None
                     f"{key} is {text!r}, which lies in this run's own folder: the run would "
                     f"{'write over it' if goes_on else 'move it aside'}. Give another run_dir, or copy it elsewhere."
                 )
+
+
+def check_trained(command: str, model: str, folder: Path) -> None:
+    """Of a command that measures a student or has it answer, given no checkpoint: raise UserError where the run's folder
+    holds some, and warn elsewhere, unless the model is a student that was saved."""
+    if Path(model, MANIFEST).is_file():
+        return
+    if any((folder / CHECKPOINTS).glob("*.ckpt")):
+        raise UserError(
+            f"Without --ckpt_path, lantern {command} takes the model {model!r} as it is, not what was trained in "
+            f"{str(folder)!r}: give --ckpt_path last. For the model as it is, give another run_dir."
+        )
+    rank_zero_warn(
+        f"Without --ckpt_path, lantern {command} takes the model {model!r} as it is: what isn't in it, such as an encoder's "
+        "head, is untrained. Give the --ckpt_path of a fit, or its student's folder as model."
+    )
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -149,7 +166,8 @@ class RunFolder(Callback):
         folder = self.folder / STUDENT
         folder.mkdir(parents=True, exist_ok=True)
         student.write(folder, weights)
-        (folder / MANIFEST).write_text(json.dumps(manifest(trainer, student, folder, self._teacher), indent=2) + "\n")
+        found = manifest(trainer, student, folder, self._teacher)
+        (folder / MANIFEST).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
 
 
 def teacher_identity(student: LightningModule) -> dict[str, Any] | None:
@@ -172,7 +190,7 @@ def manifest(trainer: Trainer, student: Student, folder: Path, teacher: dict[str
         "task": {"levels": student.task.levels, "prompt": student.task.prompt, "answer": student.task.answer},
         "data": {"path": data.paths["train"], "max_length": data.max_length, "splits": data.fingerprints()},
         "steps": trainer.global_step,
-        "metrics": {"untrained": student.untrained_metrics, "trained": student.metrics},
+        "metrics": {"untrained": _finite(student.untrained_metrics), "trained": _finite(student.metrics)},
         "versions": {name: version for name in _VERSIONS if (version := _version(name))},
         "python": platform.python_version(),
         "plugins": {
@@ -180,6 +198,11 @@ def manifest(trainer: Trainer, student: Student, folder: Path, teacher: dict[str
             for group in ("lantern_pl.teachers", "lantern_pl.divergences")
         },
     }
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as JSON has them: what isn't a number, such as a kappa of one level alone, is null."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def _version(distribution: str) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -27,18 +28,19 @@ DIVERGENCE = ("nats, to the teacher", False)
 
 
 def comparison_table(untrained: Mapping[str, float], now: Mapping[str, float], title: str) -> Table:
-    """Figures of the untrained student beside the present ones, with their ratio where less is better."""
+    """Figures of the untrained student beside the present ones, with their ratio where less is better; the present ones
+    alone where there are no others."""
     table = Table(title=title, title_justify="left")
     table.add_column("figure")
-    table.add_column("untrained", justify="right")
-    table.add_column("trained", justify="right")
-    table.add_column("ratio", justify="right")
+    for name in ("untrained", "trained", "ratio") if untrained else ("value",):
+        table.add_column(name, justify="right")
     table.add_column("what it is")
     for name, value in now.items():
         about, more_is_better = FIGURES.get(name, DIVERGENCE)
         before = untrained.get(name)
         ratio = "" if before is None or before <= 0 or more_is_better else f"{value / before:.2f}"
-        table.add_row(name, "" if before is None else f"{before:.3f}", f"{value:.3f}", ratio, about)
+        held_against = ("" if before is None else f"{before:.3f}", f"{value:.3f}", ratio)
+        table.add_row(name, *(held_against if untrained else (f"{value:.3f}",)), about)
     return table
 
 
@@ -53,14 +55,15 @@ def sample_table(sample: Mapping[str, str]) -> Table:
 
 
 class FinalValidation(Callback):
-    """Validates once more where training stops between two validations (max_steps, max_time): the last figures are then
-    those of the student that is saved."""
+    """Validates once more where training stops between two validations (max_steps, max_time) or had no step left to make:
+    the last figures are then those of the student that is saved."""
 
     def __init__(self) -> None:
         self.validated_at = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validated_at = trainer.global_step
+        if not trainer.sanity_checking:  # whose figures are the untrained student's
+            self.validated_at = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.validated_at < trainer.global_step and trainer.enable_validation:
@@ -75,18 +78,25 @@ class ComparisonTable(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         student: Any = pl_module
         if trainer.is_global_zero and not trainer.sanity_checking and student.metrics:
-            title = f"Validation after {trainer.global_step} steps"
+            # Lightning brings the number of steps along for a fit alone.
+            steps = trainer.global_step if trainer.state.fn == TrainerFn.FITTING else student.checkpoint_steps
+            title = f"Validation {_as_it_is(student)}" if steps is None else f"Validation after {steps} steps"
             console_of(trainer).print(comparison_table(student.untrained_metrics, student.metrics, title))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         student: Any = pl_module
         if trainer.is_global_zero:
-            console_of(trainer).print(comparison_table(student.untrained_metrics, student.metrics, "Test"))
+            title = "Test" if student.checkpoint_steps is not None else f"Test {_as_it_is(student)}"
+            console_of(trainer).print(comparison_table(student.untrained_metrics, student.metrics, title))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         sample = getattr(pl_module, "sample", {})
         if trainer.is_global_zero and "trained" in sample:
             console_of(trainer).print(sample_table(sample))
+
+
+def _as_it_is(student: Any) -> str:
+    return f"of {escape(student.model_name)}, without a checkpoint"
 
 
 def console_of(trainer: Trainer) -> Console:
@@ -105,7 +115,7 @@ def draw_curves(metrics_csv: Path, picture: Path, untrained: Mapping[str, float]
     matplotlib.use("Agg")  # no display needed
     import matplotlib.pyplot as plt
 
-    if not metrics_csv.exists():  # resumed with no step left to make
+    if not metrics_csv.exists():  # nothing was logged
         return
     with metrics_csv.open() as file:
         rows = list(csv.DictReader(file))

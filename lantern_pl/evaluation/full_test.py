@@ -153,7 +153,8 @@ class FullTest:
             self.student.write(Path(saved))
             written = _read_student(self.student.kind, saved, self.data)
             asked[STUDENT] = self._ask(STUDENT, written, teacher)
-            asked[STUDENT].about = about(written, f"{folder}, {self.student.kind}")
+            source = "" if self.student.checkpoint_steps is not None else ", without a checkpoint"
+            asked[STUDENT].about = about(written, f"{folder}, {self.student.kind}{source}")
         if teacher is not None:
             asked[TEACHER] = self._ask(TEACHER, teacher, None)
         if self.others.sft is not None:

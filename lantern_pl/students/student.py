@@ -29,6 +29,7 @@ from lantern_pl.resume import (
     check_random_states,
     fit_to_batches,
     go_to_place,
+    keep_patience,
     of_all_ranks,
     random_states,
     set_random_states,
@@ -118,7 +119,8 @@ class Means(nn.Module):
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
         self._names = list(names)
-        self._means: Any = nn.ModuleList(MeanMetric() for _ in names)
+        # A row that isn't a number belongs to the mean: left out, the others would look better than the whole is.
+        self._means: Any = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in names)
 
     def update(self, name: str, values: Tensor) -> None:
         self._means[self._names.index(name)].update(values)
@@ -147,6 +149,7 @@ class Student(LightningModule, ABC):
         self.optimization = optimization
         self.untrained_metrics: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
+        self.checkpoint_steps: int | None = None
         self._window_rows = 0
         self._window_tokens = 0
         self._window_sums: dict[str, Tensor] = {}
@@ -490,11 +493,13 @@ class Student(LightningModule, ABC):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.checkpoint_steps = checkpoint.get("global_step")
         self.untrained_metrics = checkpoint.get("untrained_metrics", {})
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
         self._rows_trained = checkpoint.get("rows_trained", 0.0)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._steps_ahead = fit_to_batches(checkpoint, self.trainer)
+            keep_patience(checkpoint, self.trainer)
         states = checkpoint.get(_RANDOM, [])
         if len(states) == self.trainer.world_size:
             self._random_to_set = states[self.trainer.global_rank]

@@ -265,8 +265,9 @@ def test_the_levels_of_student_and_task_must_be_the_same(refused: Refused, tiny_
 def test_an_encoder_student_is_no_decoders_teacher(
     refused: Refused, tiny_decoder_config: Path, tiny_encoder_config: Path, lantern: Callable[..., Ran], tmp_path: Path
 ) -> None:
-    assert lantern("test", "--config", tiny_encoder_config).code == 0  # leaves no student
-    assert_names(refused(tiny_decoder_config, "--model.teacher.model", tmp_path / "run"), f"{tmp_path}/run", "config.json")
+    tested = tmp_path / "tested"
+    assert lantern("test", "--config", tiny_encoder_config, "--run_dir", tested).code == 0  # leaves no student
+    assert_names(refused(tiny_decoder_config, "--model.teacher.model", tested), str(tested), "config.json")
 
 
 # Config
@@ -405,7 +406,8 @@ def test_an_encoders_texts_are_no_longer_than_its_positions(
     model = ("--model.model", positions(kind, tmp_path / kind), "--model.layers=null")
     message = refused(tiny_encoder_config, *model, "--data.max_length=65")
     assert_names(message, "data.init_args.max_length is 65", f"{tmp_path}/{kind}", "64 tokens", "to 64 or less")
-    ran = lantern("validate", "--config", tiny_encoder_config, *model, "--data.max_length=64")
+    elsewhere = ("--run_dir", tmp_path / "validated")
+    ran = lantern("validate", "--config", tiny_encoder_config, *model, *elsewhere, "--data.max_length=64")
     assert ran.code == 0, ran.err
 
 

@@ -179,7 +179,8 @@ def test_mistakes_are_found_before_anything_is_measured(
         ran = lantern("test", "--config", tiny_encoder_config, "--ckpt_path=last", option)
         assert (ran.code, message in ran.err) == (2, True), ran.err
     assert not (encoder_run / "test.json").exists()
-    wrong = lantern("test", "--config", tiny_decoder_config, f"--evaluation.sft={encoder_run}")
+    elsewhere = ("--run_dir", encoder_run.with_name("decoder"))
+    wrong = lantern("test", "--config", tiny_decoder_config, *elsewhere, f"--evaluation.sft={encoder_run}")
     assert (wrong.code, "is an encoder student" in wrong.err) == (2, True), wrong.err
     helped = lantern("test", "--help")
     assert "Who says which of two explanations is better" in " ".join(helped.out.split())
