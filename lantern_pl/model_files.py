@@ -53,11 +53,19 @@ def load_config(model: str) -> PretrainedConfig:
 
 
 def read_manifest(model: str) -> dict[str, Any] | None:
-    """The manifest of a student folder that this package has written, None for any other model."""
+    """The manifest of a student folder that this package has written, None for any other model. Raises UserError for one
+    that can't be read."""
     path = Path(locate(model)) / MANIFEST
     if not path.is_file():
         return None
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} isn't JSON: the folder was damaged. Write the student anew, by its run's command."
+        ) from error
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} isn't the manifest of a student: give the folder of one.")
     return manifest
 
 

@@ -78,6 +78,25 @@ def rate_comparisons(model: str, found: Outcomes, groups: Sequence[Grouping], co
     return comparisons
 
 
+def uncompared(
+    model: str, found: Outcomes, groups: Sequence[Grouping], made: Sequence[Comparison]
+) -> Iterator[tuple[str, str]]:
+    """What none of the comparisons is about, and why: nobody is selected, or a single group has anybody in question."""
+    measures = (SELECTION, SCORING, *((TRUE_POSITIVE, FALSE_POSITIVE, CALIBRATION) if found.is_annotated.any() else ()))
+    there = {one.key[:3] for one in made}
+    for grouping in groups:
+        for what in measures:
+            if (model, what, grouping.attribute) in there:
+                continue
+            nobody = what == SELECTION and len(names_of(grouping)) > 1
+            yield (
+                f"{model}, {what} by {grouping.attribute}",
+                "It selects nobody, so that nobody is selected less often."
+                if nobody
+                else "There are no two groups to compare.",
+            )
+
+
 def group_means(values: Floats, rows: Rows, grouping: Grouping, candidates: NDArray[np.int64]) -> dict[str, Mean]:
     """The mean of the values in the given rows by group, in the order of their names."""
     labels = label_array(grouping)

@@ -20,7 +20,7 @@ from lantern_pl.audit.findings import Comparison, Finding, Table, correct, findi
 from lantern_pl.audit.groups import Grouping, groupings, read_groups
 from lantern_pl.audit.injections import Attack, attack_comparisons, compare_attacks, plan_attacks, read_families
 from lantern_pl.audit.mentions import mention_report
-from lantern_pl.audit.rates import Outcomes, outcomes, rate_comparisons, rate_tables
+from lantern_pl.audit.rates import Outcomes, outcomes, rate_comparisons, rate_tables, uncompared
 from lantern_pl.audit.swap_lists import read_swap_list
 from lantern_pl.audit.swaps import SwapPlan, number_candidates, one_of_each, plan_swaps, swap_comparisons, swap_table
 from lantern_pl.data.pair import Pair
@@ -113,6 +113,11 @@ def audit(config: AuditConfig, console: Console) -> Report:
     tables += [*mention_tables, *attack_tables]
     made = findings(compared, config.confidence)
     made += _not_measured(config, groups, pairs, said, attacks)
+    made += [
+        Finding("insufficient data", about, text)
+        for name, found in rated.items()
+        for about, text in uncompared(name, found, groups, by_rates[name])
+    ]
     made.sort(key=lambda finding: _ORDER.index(finding.kind))
     report = Report(config, pairs, made, tables, len(compared))
     show(console, made, tables, config)

@@ -35,7 +35,6 @@ from lantern_pl.evaluation.judge import judge
 from lantern_pl.evaluation.retention import retention
 from lantern_pl.evaluation.settings import Evaluation
 from lantern_pl.evaluation.token_divergence import Bar, token_figures
-from lantern_pl.model_files import read_manifest
 from lantern_pl.plugin_checks import ask, check_teacher
 from lantern_pl.run_folder import FIGURES, move_aside
 from lantern_pl.students.decoder import DecoderStudent
@@ -43,8 +42,9 @@ from lantern_pl.students.student import Student
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.adapter_off import SharedBaseTeacher
 from lantern_pl.teachers.classifier import EncoderTeacher
-from lantern_pl.teachers.contract import Teacher
+from lantern_pl.teachers.contract import Assignment, Teacher
 from lantern_pl.teachers.local_model import HFTeacher
+from lantern_pl.text import template_hash
 
 FORMAT = 1
 STUDENT, TEACHER, SFT = "student", "teacher", "sft"
@@ -78,9 +78,7 @@ def open_others(settings: Evaluation, student: Student, data: PairDataModule) ->
     if settings.encoder is None or student.kind == "encoder":
         return Others(sft, None)
     folder = _student_folder(settings.encoder)
-    manifest = read_manifest(folder)
-    # As long as it was trained with: a decoder's texts may be longer than what it takes.
-    encoder = EncoderTeacher(folder, manifest["data"]["max_length"] if manifest else 512)
+    encoder = EncoderTeacher(folder)  # whose texts are as long as it was trained with, and not as a decoder's
     if encoder.classifier.levels != data.task.levels:
         raise UserError(
             f"evaluation.encoder is {settings.encoder!r}, whose levels are {encoder.classifier.levels}; the task's are "
@@ -95,7 +93,12 @@ def _student_folder(path: str) -> str:
 
 
 def _read_student(kind: str, folder: str, data: PairDataModule) -> Teacher:
-    return EncoderTeacher(folder, data.max_length) if kind == "encoder" else HFTeacher(folder)
+    if kind == "encoder":
+        return EncoderTeacher(folder, data.max_length)
+    student = HFTeacher(folder)
+    # Its texts are cut as those of the teacher that it's held against.
+    student.accept(Assignment("score_tokens", [], data.task, data.max_length, "", template_hash(student.tokenizer)))
+    return student
 
 
 class FullTest:

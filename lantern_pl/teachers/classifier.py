@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from lantern_pl.data.featurize import EncoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.model_files import weights_identity
+from lantern_pl.model_files import read_manifest, weights_identity
 from lantern_pl.pair_classifier import is_classifier, load_classifier
 from lantern_pl.positions import check_length
 from lantern_pl.signals import LevelProbs
@@ -24,7 +24,7 @@ class EncoderTeacher(Teacher):
 
     Args:
         model: folder of the student.
-        max_length: longest input in tokens; longer texts are cut as in training.
+        max_length: longest input in tokens; longer texts are cut as in training. null is what the student was trained with.
     """
 
     lantern_api = 1
@@ -32,10 +32,12 @@ class EncoderTeacher(Teacher):
     price = (0.0, 0.0)
     tokenizer: PreTrainedTokenizerBase
 
-    def __init__(self, model: str, max_length: int = 512) -> None:
+    def __init__(self, model: str, max_length: int | None = None) -> None:
         if not is_classifier(model):
             raise UserError(f"{model!r} is not the folder of an encoder student: give one, or use lantern_pl.teachers.hf.")
         self.model_name = model
+        if max_length is None:
+            max_length = (read_manifest(model) or {}).get("data", {}).get("max_length", 512)
         self.max_length = max_length
         self.tokenizer = load_tokenizer(model)
         self.classifier = load_classifier(model).requires_grad_(False).eval()

@@ -13,7 +13,7 @@ from lantern_pl.audit import amplification
 from lantern_pl.audit.findings import Comparison, correct
 from lantern_pl.audit.groups import Grouping, groupings
 from lantern_pl.audit.intervals import cluster_mean, difference, enough_units, holm, paired_rates, rate_ratio, wilson
-from lantern_pl.audit.rates import Outcomes, calibration_error, figures_by_group, rate_comparisons
+from lantern_pl.audit.rates import Outcomes, calibration_error, figures_by_group, rate_comparisons, uncompared
 
 RNG = np.random.default_rng(0)
 
@@ -22,6 +22,23 @@ def outcomes_of(selected: list[float], candidates: list[int], annotated: list[in
     score = np.array(selected, dtype=float)
     known = np.array(annotated if annotated is not None else [-1] * len(score))
     return Outcomes(score, score > 0.5, known, lowest=2, levels=3, candidates=np.array(candidates))
+
+
+def test_what_cant_be_compared_is_said() -> None:
+    """A model that selects nobody, and a group that is alone, aren't cleared by silence."""
+    two = Grouping("sex", ["woman"] * 5 + ["man"] * 5, {}, 0)
+    one = Grouping("race", ["Black"] * 10, {}, 0)
+    found = outcomes_of([0.05 * n for n in range(6)] + [0.0] * 4, list(range(10)))
+    made = rate_comparisons("m", found, [two, one], config_of())
+    alone = "There are no two groups to compare."
+    assert dict(uncompared("m", found, [two, one], made)) == {
+        "m, selection rate by sex": "It selects nobody, so that nobody is selected less often.",
+        "m, selection rate by race": alone,
+        "m, scoring rate by race": alone,
+    }
+    annotated = outcomes_of([0.9] * 10, list(range(10)), [2] * 10)
+    rest = uncompared("m", annotated, [one], rate_comparisons("m", annotated, [one], config_of()))
+    assert [why for _, why in rest] == [alone] * 5
 
 
 def test_means_of_single_pairs_are_welchs() -> None:

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from support import Ran
 from torch import nn
 
 from lantern_pl.data.featurize import EncoderFeaturizer
@@ -164,6 +166,18 @@ def test_a_saved_student_runs_without_this_package(
     assert done.returncode == 0, done.stderr[-2000:]
     found = [float(x) for x in done.stdout.split("LOGITS")[1].split()]
     assert found == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_a_teacher_reads_as_much_as_it_was_trained_with(
+    lantern: Callable[..., Ran], tiny_encoder_config: Path, tmp_path: Path
+) -> None:
+    assert lantern("fit", "--config", tiny_encoder_config).code == 0
+    student = tmp_path / "run" / "student"
+    assert EncoderTeacher(str(student)).max_length == 128
+    assert EncoderTeacher(str(student), max_length=64).max_length == 64
+    (student / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="isn't JSON"):
+        EncoderTeacher(str(student))
 
 
 def test_a_first_token_that_sees_nothing_is_refused(tiny_lm: Path, tiny_encoder: Path) -> None:
