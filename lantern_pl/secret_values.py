@@ -10,8 +10,8 @@ from typing import Any
 from lantern_pl.errors import UserError
 
 _NAME = re.compile(
-    r"(^|[._-])(api_?key|(secret|private)(_?key)?|passwords?|passwd|passphrase|authorization|credentials?"
-    r"|(access|auth|api|bearer|refresh|hf|hub)_?token)$",
+    r"(^|[._-])(api[_-]?key|(secret|private|access)([_-]?(access[_-]?)?key)|secret|private|passwords?|passwd|passphrase"
+    r"|authorization|credentials?|token|(access|auth|api|bearer|refresh|hf|hub)[_-]?token)$",
     re.IGNORECASE,
 )
 """Of an option that holds a secret. Those that name an environment variable (api_key_env, api_key_variable) aren't."""

@@ -13,6 +13,7 @@ from recording import Record
 from support import Ran
 
 from lantern_pl.errors import UserError
+from lantern_pl.secret_values import refuse_secrets
 from lantern_pl.students.on_policy import ServedStudent
 
 Lantern = Callable[..., Ran]
@@ -277,3 +278,11 @@ def test_a_key_in_a_config_is_refused_and_not_quoted(
     assert name in ran.err
     assert KEY not in ran.out + ran.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["token", "hf_token", "X-Api-Key", "api-key", "access_key", "aws_secret_access_key"])
+def test_names_of_secrets(name: str) -> None:
+    with pytest.raises(UserError, match="may hold no secrets"):
+        refuse_secrets({"teacher": {"init_args": {name: KEY}}})
+    for allowed in ("api_key_variable", "max_new_tokens", "tokens_per_s", "tokenizer", "key_size"):
+        refuse_secrets({"teacher": {"init_args": {allowed: KEY}}})
