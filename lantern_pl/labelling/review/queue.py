@@ -33,7 +33,7 @@ def came_back(decisions: Sequence[Decision], reviewer: str, label_level: str) ->
 
 def spared(decisions: Sequence[Decision]) -> bool:
     """Whether a rule has accepted the pair and no person has looked at it."""
-    return accepted_by_rule(decisions) and not persons(decisions)
+    return accepted_by_rule(decisions) is not None and not persons(decisions)
 
 
 def next_open(
