@@ -46,7 +46,7 @@ class SentenceGate:
         self._answer = ""
         self._at = 0  # of the explanation: how far it was judged
         self._quotes_of_line = 0
-        between, after = task.answer.split("{level}")[1].split("{explanation}")
+        _, between, after = task.answer_literals()
         # Otherwise it takes the end of an answer to tell what of it is the explanation.
         self._early = on_unfounded != "refuse" and bool(between) and not after.strip()
         self.check: ExplanationCheck | None = None

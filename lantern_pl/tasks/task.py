@@ -90,26 +90,26 @@ class Task:
 
     def answer_opening(self, level: str) -> str:
         """How an answer with this level begins, up to where the explanation stands."""
-        before, between, _ = self._answer_literals()
+        before, between, _ = self.answer_literals()
         return before + level + between
 
     @property
     def answer_prefix(self) -> str:
         """What every answer begins with, up to where the level stands, without trailing white space."""
-        return self._answer_literals()[0].rstrip()
+        return self.answer_literals()[0].rstrip()
 
     def verbalised_levels(self) -> list[str]:
         """The continuations of `answer_prefix` that name each level, in order."""
-        gap = self._answer_literals()[0][len(self.answer_prefix) :]
+        gap = self.answer_literals()[0][len(self.answer_prefix) :]
         return [gap + level for level in self.levels]
 
     def closed_levels(self) -> list[str]:
         """The same with what follows a level in an answer: there, none is the beginning of another."""
-        return [name + self._answer_literals()[1] for name in self.verbalised_levels()]
+        return [name + self.answer_literals()[1] for name in self.verbalised_levels()]
 
     def parse_answer(self, text: str) -> Answer | None:
         """Read a completion back; None if it doesn't have the format, names no known level, or explains nothing."""
-        before, between, after = self._answer_literals()
+        before, between, after = self.answer_literals()
         levels = "|".join(re.escape(level) for level in sorted(self.levels, key=len, reverse=True))
         pattern = f"{_loose(before.lstrip())}({levels}){_loose(between)}(.*?){_loose(after.rstrip())}"
         match = re.fullmatch(pattern, text.strip(), flags=re.DOTALL)
@@ -117,7 +117,7 @@ class Task:
             return None
         return Answer(level=match[1], explanation=match[2].strip())
 
-    def _answer_literals(self) -> tuple[str, str, str]:
+    def answer_literals(self) -> tuple[str, str, str]:
         """What stands in `answer` before the level, between level and explanation, and after it."""
         literals = [""]
         for literal, name, _, _ in Formatter().parse(self.answer):

@@ -44,6 +44,7 @@ def test_logits_are_measured_against_a_copy(report):
     assert all(row["share_of_copy_rate"] > 0 for row in results if row["implementation"] == "lantern")
 
 
+@pytest.mark.alone
 def test_a_quick_run_is_quick_with_nothing_compiled_before(tmp_path):
     ran = subprocess.run(
         [sys.executable, "-m", "lantern_kernels.bench", "--quick"],

@@ -30,7 +30,9 @@ def lively(folder: Path) -> Any:
     return lm
 
 
-@pytest.mark.parametrize("levels", [["low", "medium", "high"], ["no fit", "no match", "good match"]])
+@pytest.mark.parametrize(
+    "levels", [["low", "medium", "high"], ["no fit", "no match", "good match"], ["no", "no fit", "good match"]]
+)
 def test_level_probabilities_are_those_of_the_levels_names(tiny_lm: Path, levels: list[str]) -> None:
     task = Task(levels=levels)
     lm, tokenizer = lively(tiny_lm), load_tokenizer(str(tiny_lm))

@@ -161,3 +161,10 @@ def test_a_flood_meets_the_rate_and_others_are_answered(guarded: Service) -> Non
     check_error(refused[0], 429)
     assert int(refused[0].headers["retry-after"]) >= 1
     assert ask(guarded, answer("Fine.")).status_code == 200
+
+
+def test_a_task_with_literal_braces_is_served() -> None:
+    task = Task(answer="# {{level}} is {level}\n{explanation}")
+    gate = SentenceGate(JOB, CANDIDATE, task, "drop")
+    left = [*gate.feed(task.render_answer("high", "Knows their trade. And more.")), *gate.finish()]
+    assert " ".join(sentence.text.strip() for sentence in left) == "Knows their trade. And more."

@@ -1,5 +1,6 @@
 """The hf teacher: level probabilities, batch invariance, truthful capabilities, a stable key."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,18 @@ def test_the_cache_key_tells_adapters_of_one_folder_apart(tiny_lm: Path, tmp_pat
         keys.append(HFTeacher(str(tiny_lm), adapter=str(tmp_path)).cache_key())
     assert keys[0] != keys[1]
     assert keys[1] == HFTeacher(str(tiny_lm), adapter=str(tmp_path)).cache_key()
+
+
+def test_the_cache_key_tells_settings_of_an_adapter_apart(tiny_lm: Path, tmp_path: Path) -> None:
+    """The same weights answer otherwise when they are scaled otherwise."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"])
+    get_peft_model(load_causal_lm(str(tiny_lm), torch.float32), settings).save_pretrained(tmp_path)
+    before = HFTeacher(str(tiny_lm), adapter=str(tmp_path)).cache_key()
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 16}))
+    assert HFTeacher(str(tiny_lm), adapter=str(tmp_path)).cache_key() != before
 
 
 def test_an_adapter_that_is_not_there_is_refused(small_lm: str, tmp_path: Path) -> None:
