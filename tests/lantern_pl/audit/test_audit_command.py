@@ -38,6 +38,18 @@ def write(tmp_path: Path, pairs_file: Path) -> Callable[..., Path]:
     return written
 
 
+def test_a_group_that_is_alone_is_said_to_be(
+    lantern: Lantern, write: Callable[..., Path], tmp_path: Path, pairs_file: Path
+) -> None:
+    groups = tmp_path / "groups.csv"
+    names = sorted({json.loads(line)["candidate_id"] for line in pairs_file.read_text().splitlines()})
+    groups.write_text("candidate_id,sex\n" + "".join(f"{name},f\n" for name in names))
+    assert lantern("audit", "--config", write(groups=str(groups))).code == 0
+    findings = json.loads((tmp_path / "new" / "audit.json").read_text())["findings"]
+    found = {finding["about"]: finding["kind"] for finding in findings}
+    assert found["rules, selection rate by sex"] == found["rules, scoring rate by sex"] == "insufficient data"
+
+
 def test_a_student_is_audited_against_its_teacher(
     lantern: Lantern, write: Callable[..., Path], tiny_encoder_config: Path, tmp_path: Path, pairs_file: Path
 ) -> None:

@@ -26,6 +26,14 @@ def test_a_text_without_the_lists_words_gets_one_line(name: str) -> None:
         assert each == (f"{line}\n{text}" if swap.place == "top" else f"{text}\n{line}")
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_model_that_reads_the_beginning_reads_the_line(name: str) -> None:
+    """Where a long text is cut, its end is lost: a line there would change nothing, and be taken for no effect."""
+    swap = read_swap_list(name)
+    told = variants(swap, "Likes rooms with a view. " * 400, [0] * len(swap.groups), swap.insert[0])
+    assert len({text[:200] for text in told}) == len(swap.groups)
+
+
 def test_a_line_with_a_name_is_replaced_as_a_whole() -> None:
     swap = read_swap_list("names")
     told = variants(swap, "CV\nName: Joan Miro\nKnows Python.", [0] * 8, "Name: {name}")

@@ -3,6 +3,7 @@
 import json
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ import pytest
 import yaml
 from support import Ran
 
+from lantern_pl.data import PairDataModule
+from lantern_pl.data.records import read_pairs
+from lantern_pl.evaluation.full_test import _read_student
 from lantern_pl.model_files import weights_identity
+from lantern_pl.teachers.contract import Assignment
+from lantern_pl.teachers.local_model import HFTeacher
 
 Lantern = Callable[..., Ran]
 RUBRIC = {"class_path": "lantern_pl.teachers.rubric"}
@@ -165,6 +171,18 @@ def test_a_decoder_writes_and_is_checked(
     assert len(written) == 9
     assert {row["valid_format"] for row in written} == {False}
     assert "evaluation:" in (tmp_path / "decoder" / "config.yaml").read_text()
+
+
+def test_a_saved_student_reads_as_much_as_its_teacher(tiny_lm: Path, pairs_file: Path) -> None:
+    """Figures of the two would be of different texts otherwise."""
+    data = PairDataModule(str(pairs_file), max_length=160)
+    (pair, *_) = read_pairs(pairs_file, data.task)
+    long = replace(pair, candidate_text=pair.candidate_text * 20)
+    student = _read_student("decoder", str(tiny_lm), data)
+    taught = HFTeacher(str(tiny_lm))
+    taught.accept(Assignment("score_tokens", [], data.task, data.max_length, "", ""))
+    assert student._prompts([long], data.task) == taught._prompts([long], data.task)
+    assert student._prompts([long], data.task) != HFTeacher(str(tiny_lm))._prompts([long], data.task)
 
 
 def test_mistakes_are_found_before_anything_is_measured(
