@@ -1,6 +1,7 @@
 """The rubric's chat answers behind HTTP: a server that counts what it's asked, and the teacher that asks it."""
 
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,6 +13,16 @@ from rubric_chat import answer_of
 
 from lantern_pl.teachers import Teacher
 from lantern_pl.teachers.chat import ChatReply, ChatRequest
+
+
+class _HTTPServer(ThreadingHTTPServer):
+    """One whose clients may be killed: a connection that they tear down is no error of the server's."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class RubricServer:
@@ -41,8 +52,7 @@ class RubricServer:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = _HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
 
