@@ -14,7 +14,16 @@ from lantern_pl.audit.config import AuditConfig
 from lantern_pl.audit.findings import Comparison, Table
 from lantern_pl.audit.groups import Grouping
 from lantern_pl.audit.intervals import Estimate, Floats, sign_test_least, t_estimate
-from lantern_pl.audit.rates import Outcomes, against_others, label_array, named, names_of
+from lantern_pl.audit.rates import (
+    SELECTION,
+    Outcomes,
+    Rows,
+    against_others,
+    error_measures,
+    label_array,
+    named,
+    names_of,
+)
 from lantern_pl.audit.swaps import SwapPlan, contrasts, shifts, varied
 
 ABOUT = "student minus teacher"
@@ -38,27 +47,41 @@ def of_swaps(plan: SwapPlan, student: Levels, teacher: Levels, config: AuditConf
 
 
 def of_rates(student: Outcomes, teacher: Outcomes, groups: Sequence[Grouping], config: AuditConfig) -> list[Comparison]:
-    """By how much the student's gap in the selection rate exceeds the teacher's, for each group against the others."""
+    """By how much the student's gap in the selection rate, and where pairs are annotated in its errors, exceeds the
+    teacher's, for each group against the others."""
     rng = np.random.default_rng(config.seed)
     made = []
     candidates = student.candidates
-    for grouping in groups:
-        labels = label_array(grouping)
-        for name, others in against_others(names_of(grouping)):
-            if not others:
-                continue
-            rows = [labels == name, np.isin(labels, others)]
-            selected = [found.selected.astype(float) for found in (student, teacher)]
-            gaps = [float(each[rows[0]].mean() - each[rows[1]].mean()) for each in selected]
-            units = [len(set(candidates[mine].tolist())) for mine in rows]
-            freedom, least_p = float(min(units) - 1), sign_test_least(min(units))
-            either = []
-            for gap, values in ((gaps[0] - gaps[1], selected[0] - selected[1]), (gaps[0], selected[0])):
-                variance = sum(_bootstrap_variance(values[mine], candidates[mine], config.bootstrap, rng) for mine in rows)
-                either.append(t_estimate(gap, variance, freedom, min(units), config.confidence, least_p))
-            key = (f"selection rate: {grouping.attribute}", name)
-            made.append(_comparison(key, others, (gaps[0], gaps[1]), (either[0], either[1]), config.min_gap))
+    for what, values, among in _measures(student, teacher):
+        for grouping in groups:
+            labels = label_array(grouping)
+            names = [name for name in names_of(grouping) if (among & (labels == name)).any()]
+            for name, others in against_others(names):
+                if not others:
+                    continue
+                rows = [among & (labels == name), among & np.isin(labels, others)]
+                gaps = [float(each[rows[0]].mean() - each[rows[1]].mean()) for each in values]
+                units = [len(set(candidates[mine].tolist())) for mine in rows]
+                freedom, least_p = float(min(units) - 1), sign_test_least(min(units))
+                either = []
+                for gap, of_pairs in ((gaps[0] - gaps[1], values[0] - values[1]), (gaps[0], values[0])):
+                    variance = sum(
+                        _bootstrap_variance(of_pairs[mine], candidates[mine], config.bootstrap, rng) for mine in rows
+                    )
+                    either.append(t_estimate(gap, variance, freedom, min(units), config.confidence, least_p))
+                key = (f"{what}: {grouping.attribute}", name)
+                made.append(_comparison(key, others, (gaps[0], gaps[1]), (either[0], either[1]), config.min_gap))
     return made
+
+
+def _measures(student: Outcomes, teacher: Outcomes) -> list[tuple[str, tuple[Floats, Floats], Rows]]:
+    """The name of each, its values [n] by student and teacher, and the pairs whose mean is meant."""
+    selected = (student.selected.astype(float), teacher.selected.astype(float))
+    errors = zip(error_measures(student), error_measures(teacher), strict=True)
+    return [
+        (SELECTION, selected, np.ones_like(student.is_annotated)),
+        *((what, (mine, theirs), rows) for (what, mine, rows), (_, theirs, _) in errors),
+    ]
 
 
 def _bootstrap_variance(values: Floats, candidates: np.ndarray, draws: int, rng: np.random.Generator) -> float:

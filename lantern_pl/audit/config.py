@@ -62,6 +62,8 @@ class AuditConfig:
     """What is drawn at random hangs on it: pairs, names, places of injections, the bootstrap."""
     task: Task = field(default_factory=Task)
     """Levels, question and answer."""
+    job_text_field: str = "job_text"
+    """Which field of the pairs is the job's text: the one that the student was trained on."""
     batch_size: int = 16
     """Pairs at once."""
     fail_on_flags: bool = False

@@ -63,19 +63,24 @@ def outcomes(found: Levels, annotated: NDArray[np.int64], candidates: NDArray[np
 def rate_comparisons(model: str, found: Outcomes, groups: Sequence[Grouping], config: AuditConfig) -> list[Comparison]:
     """All comparisons between groups of one model's rates, by the candidates' attributes."""
     comparisons: list[Comparison] = []
-    right, known = found.annotated >= found.lowest, found.is_annotated
-    everything = np.ones_like(known)
+    everything = np.ones_like(found.is_annotated)
     for grouping in groups:
         for what, chosen in ((SELECTION, found.selected), (SCORING, found.above_median)):
             means = group_means(chosen.astype(float), everything, grouping, found.candidates)
             comparisons += _ratios((model, what, grouping.attribute), means, config.confidence)
-        for what, values, rows in (
-            (TRUE_POSITIVE, found.selected.astype(float), known & right),
-            (FALSE_POSITIVE, found.selected.astype(float), known & ~right),
-            (CALIBRATION, found.score - found.right_score, known),
-        ):
+        for what, values, rows in error_measures(found):
             comparisons += _gaps((model, what, grouping.attribute), values, rows, grouping, found.candidates, config)
     return comparisons
+
+
+def error_measures(found: Outcomes) -> list[tuple[str, Floats, Rows]]:
+    """What is measured against annotations: its name, its values [n], and the pairs whose mean is meant."""
+    right, known = found.annotated >= found.lowest, found.is_annotated
+    return [
+        (TRUE_POSITIVE, found.selected.astype(float), known & right),
+        (FALSE_POSITIVE, found.selected.astype(float), known & ~right),
+        (CALIBRATION, found.score - found.right_score, known),
+    ]
 
 
 def uncompared(

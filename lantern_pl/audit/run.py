@@ -66,7 +66,7 @@ class Report:
 
 def audit(config: AuditConfig, console: Console) -> Report:
     """Run a whole audit, and show it on the console. Raises UserError for what the user can put right."""
-    rows = read_labelled(config.pairs, config.task)
+    rows = read_labelled(config.pairs, config.task, config.job_text_field)
     pairs = [pair for pair, _ in rows]
     groups: list[Grouping] = []
     if config.groups is not None:

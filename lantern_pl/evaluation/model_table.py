@@ -45,6 +45,8 @@ class CompareConfig:
     """Which of the models the others' next-token distributions are held against; null leaves that column empty."""
     task: Task = field(default_factory=Task)
     """Levels, question and answer."""
+    job_text_field: str = "job_text"
+    """Which field of the pairs is the job's text: the one that the students were trained on."""
     explain_pairs: int = 16
     """How many of the pairs to have explained, for ROUGE-L and the speed of explaining."""
     max_length: int = 512
@@ -60,7 +62,7 @@ def compare_command(argv: list[str]) -> int:
     quiet_transformers()
     config = _read_config(argv)
     console = Console()
-    pairs = [pair for pair in read_pairs(config.pairs, config.task) if pair.level is not None]
+    pairs = [pair for pair in read_pairs(config.pairs, config.task, config.job_text_field) if pair.level is not None]
     if not pairs:
         raise UserError(f"{config.pairs} has no annotated pairs: what is right isn't known.")
     if config.token_teacher is not None and config.token_teacher not in config.models:

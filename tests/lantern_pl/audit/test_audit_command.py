@@ -11,6 +11,8 @@ import yaml
 from support import REPOSITORY, Ran
 
 from lantern_pl.audit.config import AuditConfig, Injections
+from lantern_pl.data.records import fingerprint, read_pairs
+from lantern_pl.tasks import Task
 
 Lantern = Callable[..., Ran]
 
@@ -48,6 +50,18 @@ def test_a_group_that_is_alone_is_said_to_be(
     findings = json.loads((tmp_path / "new" / "audit.json").read_text())["findings"]
     found = {finding["about"]: finding["kind"] for finding in findings}
     assert found["rules, selection rate by sex"] == found["rules, scoring rate by sex"] == "insufficient data"
+
+
+def test_the_job_s_text_is_of_the_field_that_is_named(
+    lantern: Lantern, write: Callable[..., Path], tmp_path: Path, pairs_file: Path
+) -> None:
+    rows = [{**json.loads(line), "reduced_job_text": "Needs Python."} for line in pairs_file.read_text().splitlines()]
+    pairs = tmp_path / "reduced.jsonl"
+    pairs.write_text("".join(json.dumps({**row, "job_id": row["pair_id"]}) + "\n" for row in rows))
+    assert lantern("audit", "--config", write(pairs=str(pairs), job_text_field="reduced_job_text")).code == 0
+    found = json.loads((tmp_path / "new" / "audit.json").read_text())
+    assert found["data"]["sha256"] == fingerprint(read_pairs(pairs, Task(), "reduced_job_text"))
+    assert found["settings"]["job_text_field"] == "reduced_job_text"
 
 
 def test_a_student_is_audited_against_its_teacher(

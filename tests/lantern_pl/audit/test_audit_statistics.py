@@ -202,6 +202,26 @@ def test_amplified_rates_are_differences_of_gaps() -> None:
     assert made[0].kind(0.95) == "flag"
 
 
+def test_errors_are_amplified_at_equal_selection_rates() -> None:
+    """Of x, the student turns down whom it should select and selects as many whom it shouldn't; its teacher errs alike."""
+    labels = ["x"] * 200 + ["y"] * 200
+    right = ([2] * 100 + [0] * 100) * 2
+    fair = [1.0, 0.0] * 200
+    unfair = [0.0] * 100 + [1.0] * 100 + [1.0, 0.0] * 100
+    student, teacher = (outcomes_of(selected, list(range(400)), right) for selected in (unfair, fair))
+    made = amplification.of_rates(student, teacher, [Grouping("g", labels, {}, 0)], config_of())
+    correct(made)
+    found = {one.key[1].removesuffix(": g"): one for one in made}
+    assert found.keys() == {"selection rate", "true positive rate", "false positive rate", "score minus annotation"}
+    assert found["selection rate"].estimate.value == 0
+    gaps = {"true positive rate": (-0.5, 0.0), "false positive rate": (0.5, 0.0)}
+    for what, both in gaps.items():
+        assert found[what].gaps == pytest.approx(both)
+        assert found[what].estimate.value == pytest.approx(0.5)
+        assert found[what].estimate.units == 100
+        assert found[what].kind(0.95) == "flag"
+
+
 def test_selection_rates_that_are_turned_round_are_flagged() -> None:
     """The student selects 30 % of x and 70 % of y, its teacher the other way round."""
     labels = ["x"] * 200 + ["y"] * 200

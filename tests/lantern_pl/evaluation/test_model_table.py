@@ -96,6 +96,13 @@ def test_teachers_and_students_stand_in_one_table(
     assert figures["decoder"]["parameters"] > figures["encoder"]["parameters"] > 0
     assert figures["decoder"]["levels_per_s"] > 0
 
+    # The same of another field of the job: the rubric, which made the labels, finds no requirements there.
+    rows = [{**json.loads(line), "reduced_job_text": "A job."} for line in some.read_text().splitlines()]
+    some.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    only_rules = ("--models", "{rules: {class_path: lantern_pl.teachers.rubric}}", "--out", out)
+    assert lantern("compare", "--pairs", some, *only_rules, "--job_text_field=reduced_job_text").code == 0
+    assert json.loads(out.read_text())["models"]["rules"]["accuracy"] < 1
+
 
 def test_mistakes_are_said_in_one_message(lantern: Lantern, tmp_path: Path, pairs_file: Path) -> None:
     rubric = "{rules: {class_path: lantern_pl.teachers.rubric}}"
