@@ -50,7 +50,10 @@ def report(found: Mapping[str, Any]) -> RenderableType:
 def figures_table(found: Mapping[str, Any]) -> Table:
     """A row for each figure, a column for each model."""
     explained = found["data"]["explained"]
-    title = f"Test on {found['pairs']} pairs{f', {explained} of them explained' if explained else ''}, with 95 % intervals"
+    title = (
+        f"Test on {found['pairs']} pairs of {found['data']['jobs']} jobs"
+        f"{f', {explained} of them explained' if explained else ''}, with 95 % intervals"
+    )
     table = _table(title)
     table.add_column("figure", no_wrap=True)
     for name in found["models"]:

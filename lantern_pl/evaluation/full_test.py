@@ -87,6 +87,10 @@ def open_others(settings: Evaluation, student: Student, data: PairDataModule) ->
     return Others(sft, encoder)
 
 
+def _jobs(pairs: Sequence[Pair]) -> list[str]:
+    return [pair.job_id for pair in pairs]
+
+
 def _student_folder(path: str) -> str:
     inner = Path(path) / "student"
     return str(inner) if inner.is_dir() else path
@@ -171,6 +175,7 @@ class FullTest:
             "data": {
                 "path": self.data.paths["test"] or self.data.paths["train"],
                 "sha256": fingerprint(self.pairs),
+                "jobs": len(set(_jobs(self.pairs))),
                 "explained": len(self.explained),
             },
             "loss": dict(self.student.metrics),
@@ -218,18 +223,18 @@ class FullTest:
         if "level_probs" in model.capabilities:
             said.probs = level_probs_of(model, self.pairs, self.task, batch, bar)
             bins = self.settings.bins
-            said.figures |= levels.level_estimates(said.probs, self.right, bins, self.bootstrap)
+            said.figures |= levels.level_estimates(said.probs, self.right, bins, self.bootstrap, _jobs(self.pairs))
         if self.student.kind == "encoder" or not self.explained:
             return said
         if "annotate" in model.capabilities:
             said.answers = answers_of(model, self.explained, self.task, self.data.max_length, self.limit, batch, bar)
             said.checks = check_all(said.answers, self.explained, self.task)
             statistics = explanation_statistics(said.answers, said.checks, self.explained, self.encoder_levels)
-            said.figures |= self.bootstrap.estimates(statistics, len(self.explained))
+            said.figures |= self.bootstrap.estimates(statistics, _jobs(self.explained))
         tokens = token_figures(model, teacher, self.explained, self.task, self.data.max_length, self.device, bar)
         counts = tokens.pop("tokens", None)
         statistics = {figure: mean(values, counts) for figure, values in tokens.items()}
-        said.figures |= self.bootstrap.estimates(statistics, len(self.explained))
+        said.figures |= self.bootstrap.estimates(statistics, _jobs(self.explained))
         return said
 
     @cached_property
@@ -260,7 +265,7 @@ class FullTest:
             "figures": {name: figure.as_json() for name, figure in said.figures.items()},
         }
         if said.probs is not None:
-            each = levels.of_each_level(said.probs, self.right, self.task.levels, self.bootstrap)
+            each = levels.of_each_level(said.probs, self.right, self.task.levels, self.bootstrap, _jobs(self.pairs))
             found["per_level"] = {
                 level: {figure: value.as_json() for figure, value in figures.items()} for level, figures in each.items()
             }

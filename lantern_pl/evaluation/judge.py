@@ -92,14 +92,17 @@ def judge(
     firsts = np.array([[{FIRST: 1.0, SECOND: 0.0}.get(verdict or "", np.nan) for verdict in orders] for orders in both])
     named = np.isfinite(firsts.reshape(-1, 2)).sum(1).astype(np.float64)
     shares = ratio(np.nansum(firsts.reshape(-1, 2), 1), named)
+    jobs = [pair.job_id for pair in pairs]
     return {
         "against": against,
         "pairs": len(pairs),
         "wins": {name: int((scores == score).sum()) for name, score in (("student", 1), (against, 0), ("tie", 0.5))},
         "inconsistent": sum(None not in orders and orders not in _SCORES for orders in both),
         "unreadable": int(np.isnan(scores).sum()),
-        "win_rate": bootstrap.estimates({"rate": mean(scores)}, len(pairs))["rate"].as_json(),
-        "first_preferred": bootstrap.estimates({"share": mean(shares, named)}, len(shares))["share"].as_json(),
+        "win_rate": bootstrap.estimates({"rate": mean(scores)}, jobs)["rate"].as_json(),
+        "first_preferred": bootstrap.estimates({"share": mean(shares, named)}, [jobs[row] for row in differing])[
+            "share"
+        ].as_json(),
     }
 
 

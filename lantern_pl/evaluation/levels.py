@@ -5,7 +5,7 @@ weight in each of them.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,13 +152,15 @@ def _binned(probs: Tensor, bins: int) -> tuple[Floats, Ints]:
     return confidence.double().numpy(), (torch.bucketize(confidence, edges, right=True) - 1).numpy()
 
 
-def level_estimates(probs: Tensor, right: Tensor, bins: int, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """The figures with their intervals."""
-    return bootstrap.estimates(level_statistics(probs, right, bins), len(right), level_values(probs, right, bins))
+def level_estimates(
+    probs: Tensor, right: Tensor, bins: int, bootstrap: Bootstrap, jobs: Sequence[Hashable]
+) -> dict[str, Estimate]:
+    """The figures with their intervals; `jobs` [P] names each pair's job."""
+    return bootstrap.estimates(level_statistics(probs, right, bins), jobs, level_values(probs, right, bins))
 
 
 def of_each_level(
-    probs: Tensor, right: Tensor, levels: Sequence[str], bootstrap: Bootstrap
+    probs: Tensor, right: Tensor, levels: Sequence[str], bootstrap: Bootstrap, jobs: Sequence[Hashable]
 ) -> dict[str, dict[str, Estimate]]:
     """Precision and recall of each level; None of what was never chosen, or never annotated."""
     chosen, count = probs.argmax(-1), len(levels)
@@ -175,7 +177,7 @@ def of_each_level(
             for figure, given in (("precision", chosen), ("recall", right))
         }
         known = {figure: float(values[figure][level]) if statistics[figure].n else float("nan") for figure in statistics}
-        found[name] = bootstrap.estimates(statistics, len(right), known)
+        found[name] = bootstrap.estimates(statistics, jobs, known)
     return found
 
 

@@ -11,27 +11,27 @@ NAN = float("nan")
 
 
 def test_weights_are_draws_with_replacement_and_the_same_each_time() -> None:
-    blocks = list(Bootstrap(300, seed=3).weights(40))
+    blocks = list(Bootstrap(300, seed=3).weights(range(40)))
     weights = np.concatenate(blocks)
     assert weights.shape == (300, 40)
     assert (weights.sum(1) == 40).all()
     # A pair is missing from a resample with probability (1 - 1/n)^n.
     assert (weights == 0).mean() == pytest.approx((1 - 1 / 40) ** 40, abs=0.02)
-    assert (weights == np.concatenate(list(Bootstrap(300, seed=3).weights(40)))).all()
-    assert (weights != np.concatenate(list(Bootstrap(300, seed=4).weights(40)))).any()
+    assert (weights == np.concatenate(list(Bootstrap(300, seed=3).weights(range(40))))).all()
+    assert (weights != np.concatenate(list(Bootstrap(300, seed=4).weights(range(40))))).any()
 
 
 def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = np.concatenate(list(Bootstrap(50).weights(30)))
+    whole = np.concatenate(list(Bootstrap(50).weights(range(30))))
     monkeypatch.setattr("lantern_pl.evaluation.bootstrap._BLOCK", 100)
-    parts = list(Bootstrap(50).weights(30))
+    parts = list(Bootstrap(50).weights(range(30)))
     assert len(parts) > 10
     assert (np.concatenate(parts) == whole).all()
 
 
 def test_a_mean_has_the_interval_that_its_standard_error_gives() -> None:
     values = np.random.default_rng(0).normal(2.0, 1.0, 400)
-    found = Bootstrap(4000).estimates({"it": mean(values)}, 400)["it"]
+    found = Bootstrap(4000).estimates({"it": mean(values)}, range(400))["it"]
     error = values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error * 2)
@@ -43,16 +43,36 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     held = 0
     for seed in range(200):
         values = (generator.random(80) < 0.7).astype(float)
-        found = Bootstrap(200, seed).estimates({"it": mean(values)}, 80)["it"]
+        found = Bootstrap(200, seed).estimates({"it": mean(values)}, range(80))["it"]
         assert found.low is not None
         assert found.high is not None
         held += found.low <= 0.7 <= found.high
     assert 0.89 <= held / 200 <= 0.99
 
 
+def test_pairs_of_a_job_are_drawn_together() -> None:
+    jobs = ["a", "b", "a", "c", "b", "a"]
+    weights = np.concatenate(list(Bootstrap(200).weights(jobs)))
+    assert (weights[:, [0, 0, 1]] == weights[:, [2, 5, 4]]).all()
+    assert (weights[:, [0, 1, 3]].sum(1) == 3).all()
+    # A job that stands ten times as often as others says no more of other jobs than they do.
+    generator = np.random.default_rng(0)
+    of_jobs = generator.normal(size=60)
+    apart, together = (
+        Bootstrap(2000).estimates({"it": mean(values)}, names)["it"]
+        for values, names in (
+            (of_jobs, range(60)),
+            (np.repeat(of_jobs, 10), np.repeat(np.arange(60), 10).tolist()),
+        )
+    )
+    assert (together.low, together.high) == pytest.approx((apart.low, apart.high))
+    alone = Bootstrap(100).estimates({"it": mean(np.array([1.0, 2.0, 4.0]))}, ["a", "a", "a"])["it"]
+    assert (alone.value, alone.low, alone.high) == (pytest.approx(7 / 3), None, None)
+
+
 def test_pairs_without_a_value_are_left_out_and_sizes_weigh() -> None:
     values, sizes = np.array([1.0, NAN, 3.0, 5.0]), np.array([1.0, 100.0, 1.0, 2.0])
-    found = Bootstrap(200).estimates({"plain": mean(values), "sized": mean(values, sizes)}, 4)
+    found = Bootstrap(200).estimates({"plain": mean(values), "sized": mean(values, sizes)}, range(4))
     assert (found["plain"].value, found["plain"].n) == (3.0, 3)
     assert found["sized"].value == pytest.approx(14 / 4)
     statistic = mean(values, sizes)
@@ -61,11 +81,11 @@ def test_pairs_without_a_value_are_left_out_and_sizes_weigh() -> None:
 
 
 def test_what_is_not_defined_is_none() -> None:
-    nothing = Bootstrap(200).estimates({"it": mean(np.array([NAN, NAN]))}, 2)["it"]
+    nothing = Bootstrap(200).estimates({"it": mean(np.array([NAN, NAN]))}, range(2))["it"]
     assert nothing.as_json() == {"value": None, "low": None, "high": None, "n": 0}
-    one = Bootstrap(200).estimates({"it": mean(np.array([0.25]))}, 1)["it"]
+    one = Bootstrap(200).estimates({"it": mean(np.array([0.25]))}, range(1))["it"]
     assert one.as_json() == {"value": 0.25, "low": None, "high": None, "n": 1}
-    none_at_all = Bootstrap(200).estimates({"it": mean(np.array([]))}, 0)["it"]
+    none_at_all = Bootstrap(200).estimates({"it": mean(np.array([]))}, range(0))["it"]
     assert none_at_all.value is None
     some = estimate(1.0, np.array([1.0, NAN, 2.0, np.inf]), 5)
     assert some.low is not None
@@ -79,7 +99,7 @@ def test_an_interval_that_resampling_moves_is_moved_back() -> None:
     def largest(weights: np.ndarray) -> np.ndarray:
         return np.where(weights > 0, values, -1).max(1)
 
-    moved = Bootstrap(500).estimates({"it": Statistic(largest, 50, recentre=True)}, 50)["it"]
+    moved = Bootstrap(500).estimates({"it": Statistic(largest, 50, recentre=True)}, range(50))["it"]
     assert moved.draws.mean() == pytest.approx(49)
 
 
@@ -97,6 +117,6 @@ def test_a_thousand_resamples_of_all_level_figures_take_about_a_second() -> None
     seconds = []
     for _ in range(2):
         began = time.process_time()
-        level_estimates(probs, right, 10, Bootstrap(1000))
+        level_estimates(probs, right, 10, Bootstrap(1000), range(500))
         seconds.append(time.process_time() - began)
     assert min(seconds) < 2

@@ -73,7 +73,7 @@ def figures(texts: list[str], encoder: list[str] | None = None, **changes: objec
     pairs = [replace(pair, pair_id=str(at)) for at in range(len(texts))]
     answers = [replace(Written(text, 10 + at, at == 0), **changes) for at, text in enumerate(texts)]  # type: ignore[arg-type]
     statistics = explanation_statistics(answers, check_all(answers, pairs, TASK), pairs, encoder)
-    estimates = Bootstrap(100).estimates(statistics, len(texts))
+    estimates = Bootstrap(100).estimates(statistics, range(len(texts)))
     return {name: estimate.value for name, estimate in estimates.items()} | {
         f"n {name}": estimate.n for name, estimate in estimates.items()
     }
@@ -118,7 +118,7 @@ def test_distinct_counts_over_all_texts_together() -> None:
     assert distinct(texts).of(np.ones((1, 3))) == pytest.approx([3 / 5])
     assert distinct(texts).of(np.array([[3.0, 0.0, 0.0], [0.0, 1.0, 2.0]])) == pytest.approx([2 / 6, 2 / 4])
     many = [[f"{text} {word}" for word in range(5)] for text in range(40)]
-    found = Bootstrap(200).estimates({"it": distinct(many)}, 40)["it"]
+    found = Bootstrap(200).estimates({"it": distinct(many)}, range(40))["it"]
     # All are different: a resample, which repeats some, must not pull the interval off.
     assert found.value == 1
     assert found.low is not None

@@ -22,7 +22,7 @@ from lantern_pl.teachers.chat import ChatFailed, ChatReply, ChatRequest
 from lantern_pl.teachers.local_model import HFTeacher
 from lantern_pl.teachers.rule_based import RubricTeacher
 
-PAIRS = [Pair(str(at), "j", "c", f"job {at}", f"candidate {at}", "high", "said") for at in range(6)]
+PAIRS = [Pair(str(at), f"j{at}", "c", f"job {at}", f"candidate {at}", "high", "said") for at in range(6)]
 Verdict = Callable[[str, str], str]
 
 

@@ -47,7 +47,7 @@ def test_each_resample_has_the_figures_that_torchmetrics_gives_for_its_pairs(cas
     if case == "a level is missing":
         right[right == 1] = 2
     statistics = level_statistics(probs, right, BINS)
-    weights = np.concatenate([np.ones((1, len(right))), *Bootstrap(25, seed=5).weights(len(right))])
+    weights = np.concatenate([np.ones((1, len(right))), *Bootstrap(25, seed=5).weights(range(len(right)))])
     found = {name: statistic.of(weights) for name, statistic in statistics.items()}
     for row, weight in enumerate(weights):
         drawn = np.repeat(np.arange(len(right)), weight.astype(int))
@@ -69,14 +69,14 @@ def test_brier_and_a_single_level() -> None:
     found = level_values(probs, torch.tensor([0, 0]), BINS)
     assert found["brier"] == pytest.approx(((0.3**2 + 0.2**2 + 0.1**2) + (1 + 1)) / 2)
     assert np.isnan(found["auroc"])
-    estimates = level_estimates(probs, torch.tensor([0, 0]), BINS, Bootstrap(100))
+    estimates = level_estimates(probs, torch.tensor([0, 0]), BINS, Bootstrap(100), range(2))
     assert estimates["auroc"].as_json() == {"value": None, "low": None, "high": None, "n": 2}
 
 
 def test_a_resample_without_figure_is_left_out_of_the_interval() -> None:
     # One pair of the level in five: a third of all resamples lacks it, and has no AUROC at all.
     probs, right = torch.tensor([[0.9, 0.1]] * 4 + [[0.2, 0.8]]), torch.tensor([0, 0, 0, 0, 1])
-    found = level_estimates(probs, right, BINS, Bootstrap(400))["auroc"]
+    found = level_estimates(probs, right, BINS, Bootstrap(400), range(len(right)))["auroc"]
     assert 0.2 < np.isnan(found.draws).mean() < 0.5
     assert (found.value, found.low, found.high) == (1, 1, 1)
 
@@ -85,7 +85,7 @@ def test_precision_and_recall_of_each_level() -> None:
     chosen = torch.tensor([0, 0, 0, 1, 1, 0])
     probs = torch.nn.functional.one_hot(chosen, 3).float()
     right = torch.tensor([0, 0, 1, 1, 0, 2])
-    found = of_each_level(probs, right, ["low", "medium", "high"], Bootstrap(200))
+    found = of_each_level(probs, right, ["low", "medium", "high"], Bootstrap(200), range(len(right)))
     assert found["low"]["precision"].value == pytest.approx(2 / 4)
     assert (found["low"]["precision"].n, found["low"]["recall"].n) == (4, 3)
     assert found["low"]["recall"].value == pytest.approx(2 / 3)
@@ -125,7 +125,7 @@ def test_the_interval_of_the_calibration_error_holds_the_truth(sharpened: float)
     for seed in range(100):
         probs, right = drawn(80)
         statistics = {"ece": level_statistics(probs, right, BINS)["ece"]}
-        found = Bootstrap(200, seed).estimates(statistics, 80)["ece"]
+        found = Bootstrap(200, seed).estimates(statistics, range(80))["ece"]
         assert found.low is not None
         assert 0 <= found.low <= found.value <= found.high  # type: ignore[operator]
         held += found.low <= truth <= found.high  # type: ignore[operator]

@@ -14,7 +14,7 @@ def share(rate: float, seed: int, count: int = 300) -> np.ndarray:
 
 
 def of(**values: np.ndarray) -> dict[str, Estimate]:
-    return BOOTSTRAP.estimates({name: mean(column) for name, column in values.items()}, 300)
+    return BOOTSTRAP.estimates({name: mean(column) for name, column in values.items()}, range(300))
 
 
 def test_shares_are_those_of_the_values() -> None:
