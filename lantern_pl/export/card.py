@@ -4,6 +4,7 @@ from typing import Any
 
 from lantern_pl.export.source import Source
 from lantern_pl.pair_classifier import HEAD_CONFIG
+from lantern_pl.text import chat_prompt, load_tokenizer
 
 _LIMITS = """\
 ## Limits
@@ -12,6 +13,12 @@ It says how well texts go together, not what a person can do, and it was trained
 decide about a person alone. Group differences, swapped names and texts that try to talk it round are measured by
 `lantern audit`; without its figures above, nothing is known of them. A model trained on texts of real persons may have
 learned some by heart."""
+
+
+_CHAT = """\
+inputs = tokenizer.apply_chat_template(
+    [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)"""
 
 
 def model_card(source: Source, measured: dict[str, Any]) -> str:
@@ -55,20 +62,26 @@ def _about(manifest: dict[str, Any], kind: str) -> str:
 def _load_decoder(source: Source) -> str:
     prompt = source.task.prompt.replace("{levels}", ", ".join(source.task.levels))
     new_tokens = source.manifest["student"].get("max_new_tokens", 128)
+    tokenizer = load_tokenizer(str(source.student))
+    if tokenizer.chat_template is None:
+        shown = f"f{chat_prompt(tokenizer, '{question}')!r}"
+        inputs = f'inputs = tokenizer({shown}, add_special_tokens=False, return_tensors="pt")'
+        served = "`vllm serve .` serves it for completions: it has no chat template, so give it the prompt as above"
+    else:
+        inputs = _CHAT
+        served = "`vllm serve .` serves it with the same chat template"
     return f'''\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
 question = """{prompt}""".format(job_text=job_text, candidate_text=candidate_text)
-inputs = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": question}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
+{inputs}
 answer = model.generate(**inputs, max_new_tokens={new_tokens}, do_sample=False)[0, inputs["input_ids"].shape[1]:]
 print(tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
-`vllm serve .` serves it with the same chat template; `lantern serve --decoder .` also checks what it says: the form of the
+{served}; `lantern serve --decoder .` also checks what it says: the form of the
 answer, and that what it quotes stands in the texts.'''
 
 
@@ -126,7 +139,7 @@ def _figures(test: dict[str, Any]) -> str:
     models = test["models"]
     names = list(dict.fromkeys(name for model in models.values() for name in model["figures"]))
     lines = [
-        f"On {test['pairs']} held-out pairs, with 95 % bootstrap intervals:",
+        f"On {test['pairs']} held-out pairs, with 95 % intervals of resampled jobs:",
         "",
         f"| figure | {' | '.join(models)} |",
         f"|---|{'---|' * len(models)}",

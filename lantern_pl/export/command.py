@@ -47,7 +47,8 @@ def export_command(argv: list[str]) -> int:
         raise UserError(f"--max_pairs is {options.max_pairs}: give 2 or more.")
 
     from lantern_pl.export.card import model_card
-    from lantern_pl.export.folder import SUMMARY, files_of, new_folder, write_interface
+    from lantern_pl.export.folder import files_of, new_folder, write_interface
+    from lantern_pl.export.onnx_runtime import SUMMARY
     from lantern_pl.export.source import pairs_to_measure, read_source
     from lantern_pl.export.students import write_decoder, write_encoder
     from lantern_pl.model_files import quiet_transformers

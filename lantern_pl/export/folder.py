@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lantern_pl.errors import UserError
-from lantern_pl.export.onnx_runtime import INTERFACE
+from lantern_pl.export.onnx_runtime import INTERFACE, SUMMARY
 from lantern_pl.run_folder import move_aside
-
-SUMMARY = "export.json"
 
 
 @contextmanager

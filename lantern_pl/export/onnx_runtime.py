@@ -1,6 +1,7 @@
 """An exported encoder in ONNX Runtime. Needs onnxruntime, tokenizers and numpy; neither torch nor the rest of lantern-pl's
 models is imported."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -16,8 +17,12 @@ from lantern_pl.errors import UserError
 
 INTERFACE = "lantern.json"
 """What a caller must know of an exported student: its levels, its longest input, how a pair becomes tokens."""
+SUMMARY = "export.json"
+"""What was exported: the size and the sha256 of every file, and an encoder's speed and quality in each form."""
 ONNX_FOLDER = "onnx"
 MODEL, INT8 = "model.onnx", "model_int8.onnx"
+FILES = {"onnx": MODEL, "int8": INT8}
+"""The file of each form."""
 # As `data.featurize.SHORTEST_TEXT`: a text cut shorter than this says nothing.
 _SHORTEST_TEXT = 16
 
@@ -59,7 +64,8 @@ class OnnxEncoder:
         levels: their names, from the worst fit to the best; the columns of what `level_probs` returns.
         max_length: longest input in tokens; longer texts are cut as in training.
 
-    Raises UserError where the folder lacks something, or onnxruntime isn't installed.
+    Raises UserError where the folder lacks something, the model isn't the one that was exported, or onnxruntime isn't
+    installed.
     """
 
     def __init__(self, folder: str | Path, file: str = MODEL, threads: int = 0) -> None:
@@ -67,10 +73,7 @@ class OnnxEncoder:
         about = read_interface(self.folder)
         if about["kind"] != "encoder":
             raise UserError(f"{str(folder)!r} holds a {about['kind']}: only encoders are exported to ONNX.")
-        path = self.folder / ONNX_FOLDER / file
-        if not path.is_file():
-            found = sorted(p.name for p in path.parent.glob("*.onnx"))
-            raise UserError(f"{str(folder)!r} has no {ONNX_FOLDER}/{file}; it has: {', '.join(found) or 'no ONNX file'}.")
+        path = onnx_file(self.folder, file)
         self.levels: list[str] = about["levels"]
         self.max_length: int = about["max_length"]
         self._as_pair: bool = about["texts"] == "pair"
@@ -146,15 +149,43 @@ class _Tokenizer:
 
 def read_interface(folder: Path) -> dict[str, Any]:
     """The lantern.json of an exported student. Raises UserError if there is none."""
+    return _read(folder, INTERFACE)
+
+
+def onnx_file(folder: Path, file: str) -> Path:
+    """An ONNX model of an exported encoder, by its name.
+
+    Raises UserError where there is none, or its sha256 isn't the one in export.json: as `lantern serve` names it by the
+    student's weights, it has to be theirs.
+    """
+    path = folder / ONNX_FOLDER / file
+    if not path.is_file():
+        found = sorted(p.name for p in path.parent.glob("*.onnx"))
+        raise UserError(
+            f"{str(folder)!r} has no {ONNX_FOLDER}/{file}; it has: {', '.join(found) or 'no ONNX file'}. Give an encoder's "
+            "folder that `lantern export` wrote with ONNX."
+        )
+    if (folder / SUMMARY).is_file():  # which an export writes last, once it has measured its models
+        with path.open("rb") as model:
+            digest = hashlib.file_digest(model, "sha256").hexdigest()
+        listed = _read(folder, SUMMARY).get("files", {}).get(f"{ONNX_FOLDER}/{file}", {}).get("sha256")
+        if digest != listed:
+            raise UserError(f"{path} isn't the model that {folder / SUMMARY} lists: it was changed. Export it anew.")
+    return path
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads((folder / INTERFACE).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{str(folder)!r} has no {INTERFACE}: give a folder that `lantern export RUN --out {folder}` wrote."
+            f"{str(folder)!r} has no {name}: give a folder that `lantern export RUN --out {folder}` wrote."
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"can't read {folder / INTERFACE}: {error}") from error
-    return about
+        raise UserError(f"can't read {folder / name}: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{folder / name} isn't what `lantern export` writes: export it anew.")
+    return found
 
 
 def _cores() -> int:

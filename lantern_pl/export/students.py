@@ -12,7 +12,7 @@ from lantern_pl.data.featurize import EncoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.export.measure import Measured, Probs, best_batch, measure, quality, torch_probs
 from lantern_pl.export.onnx_model import check_equal, write_int8, write_onnx
-from lantern_pl.export.onnx_runtime import INT8, MODEL, ONNX_FOLDER, OnnxEncoder
+from lantern_pl.export.onnx_runtime import FILES, ONNX_FOLDER, OnnxEncoder
 from lantern_pl.export.source import Source
 from lantern_pl.model_files import MANIFEST
 from lantern_pl.pair_classifier import load_classifier
@@ -79,15 +79,15 @@ def write_encoder(
     folder.mkdir()
     if show:
         print("Writing ONNX, fp32 and int8.", flush=True)
-    write_onnx(classifier, featurizer, pairs, folder / MODEL)
-    write_int8(folder / MODEL, folder / INT8)
+    write_onnx(classifier, featurizer, pairs, folder / FILES["onnx"])
+    write_int8(folder / FILES["onnx"], folder / FILES["int8"])
     from lantern_pl.export.folder import write_interface  # what OnnxEncoder reads
 
     write_interface(about, out)
     threads = torch.get_num_threads()
     batch = best_batch(classifier, featurizer, pairs)
     forms: dict[str, Probs] = {"torch": torch_probs(classifier, featurizer, batch)}
-    forms |= {name: OnnxEncoder(out, file, threads).level_probs for name, file in (("onnx", MODEL), ("int8", INT8))}
+    forms |= {name: OnnxEncoder(out, file, threads).level_probs for name, file in FILES.items()}
     measured = measure(forms, pairs, show)
     difference = check_equal(measured["torch"].probs, measured["onnx"].probs)
     return about, {**_figures(measured, pairs, source, batch), "largest_difference": {"onnx": difference}}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lantern_pl.errors import CommandParser, UserError
+from lantern_pl.export.onnx_runtime import INTERFACE, read_interface
 from lantern_pl.model_files import read_manifest
 from lantern_pl.pair_classifier import HEAD_CONFIG, is_classifier
 
@@ -21,9 +22,6 @@ The first form needs no config: the student's folder says what it is. All keys b
 
 _SHORT = re.compile(r"--(engine(=.*)?|ray\..+)")
 """Options that other commands have under the same name."""
-
-_INTERFACE = "lantern.json"
-"""What `lantern export` leaves in place of the manifest."""
 
 
 @contextmanager
@@ -58,8 +56,7 @@ def as_config(arguments: list[str]) -> Iterator[list[str]]:
 def config_of(student: str, pairs: str, out: str) -> dict[str, Any]:
     """What LightningCLI takes for a student's folder."""
     manifest = read_manifest(student) or {}
-    interface = Path(student) / _INTERFACE
-    exported = json.loads(interface.read_text()) if interface.is_file() else {}
+    exported = read_interface(Path(student)) if (Path(student) / INTERFACE).is_file() else {}
     task = manifest.get("task") or exported.get("task") or {}
     model: dict[str, Any] = {"model": student}
     if is_classifier(student):

@@ -92,7 +92,7 @@ def _torch_model(folder: str, form: str, device: str, threads: int) -> Probs:
 
 
 def _onnx_model(folder: str, form: str, device: str, threads: int) -> Probs:
-    from lantern_pl.export.onnx_runtime import INT8, MODEL, OnnxEncoder, Tokens
+    from lantern_pl.export.onnx_runtime import FILES, OnnxEncoder, Tokens
 
-    encoder = OnnxEncoder(folder, INT8 if form == "int8" else MODEL, threads)
+    encoder = OnnxEncoder(folder, FILES[form], threads)
     return lambda rows: encoder.from_tokens([Tokens(*row) for row in rows]).tolist()

@@ -163,8 +163,8 @@ if {form!r} == "torch":
     teacher = EncoderTeacher(student.folder, student.max_length)
     ask = lambda pairs: teacher.level_probs(pairs, student.task).probs
 else:
-    from lantern_pl.export.onnx_runtime import INT8, MODEL, OnnxEncoder
-    ask = OnnxEncoder(student.folder, INT8 if {form!r} == "int8" else MODEL).level_probs
+    from lantern_pl.export.onnx_runtime import FILES, OnnxEncoder
+    ask = OnnxEncoder(student.folder, FILES[{form!r}]).level_probs
 pairs = [Pair("", "", "", row["job_text"], row["candidate_text"]) for row in json.load(sys.stdin)]
 ask(pairs[:{batch_size}])
 began, done = time.perf_counter(), 0

@@ -1,6 +1,5 @@
 """The students to serve, as their folders describe them, and how a pair becomes what a model takes."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from lantern_pl.data.featurize import DecoderFeaturizer, EncoderFeaturizer, Exam
 from lantern_pl.data.pair import Pair
 from lantern_pl.data.truncation import fit_texts
 from lantern_pl.errors import UserError
+from lantern_pl.export.onnx_runtime import FILES, INTERFACE, onnx_file, read_interface
 from lantern_pl.model_files import locate, read_manifest, weights_identity
 from lantern_pl.tasks import Task
 from lantern_pl.text import chat_prompt, load_tokenizer
@@ -39,7 +39,12 @@ def read_student(folder: str, kind: str, form: str = "torch") -> Student:
         )
     if found != kind:
         raise UserError(f"{folder!r} holds a student of kind {found!r}, not {kind!r}: give it as --{found}.")
-    task = Task(**{**manifest.get("task", {}), **about.get("task", {})})
+    if form != "torch":
+        onnx_file(Path(locate(folder)), FILES[form])  # said now, and not by the process that would load it
+    try:
+        task = Task(**{**manifest.get("task", {}), **about.get("task", {})})
+    except TypeError as error:
+        raise UserError(f"{folder!r} holds a task that isn't known here ({error}): is it of a later release?") from error
     length = about.get("max_length") or manifest.get("data", {}).get("max_length")
     if not isinstance(length, int):
         raise UserError(f"{folder!r} doesn't say its max_length, in manifest.json under data or in lantern.json.")
@@ -48,9 +53,8 @@ def read_student(folder: str, kind: str, form: str = "torch") -> Student:
 
 
 def _interface(folder: str) -> dict[str, Any] | None:
-    path = Path(locate(folder)) / "lantern.json"
-    about: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return about
+    path = Path(locate(folder))
+    return read_interface(path) if (path / INTERFACE).is_file() else None
 
 
 class EncoderInput:

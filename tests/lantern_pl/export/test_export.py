@@ -249,6 +249,62 @@ def test_a_decoder_with_lora_is_an_ordinary_causal_lm(
     assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
 
 
+def test_a_decoder_without_a_chat_template(
+    lantern: Lantern, tiny_decoder_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    assert lantern("fit", "--config", tiny_decoder_config).code == 0
+    student = tmp_path / "run" / "student"
+    (student / "chat_template.jinja").unlink()
+    out = tmp_path / "out"
+    ran = lantern("export", tmp_path / "run", "--out", out)
+    assert ran.code == 0, ran.err
+    tokenizer, pair = load_tokenizer(str(out)), short(1)[0]
+    assert tokenizer.chat_template is None
+    prompt = DecoderFeaturizer(tokenizer, Task(), 320).prompt(pair)
+    said = generate(load_causal_lm(str(student), torch.float32), tokenizer, [prompt], 4)[0].text
+    card = (out / "README.md").read_text()
+    assert "no chat template" in card
+    monkeypatch.chdir(out)
+    capfd.readouterr()
+    exec(
+        card.split("```python\n")[1].partition("```")[0], {"job_text": pair.job_text, "candidate_text": pair.candidate_text}
+    )
+    assert capfd.readouterr().out.strip() == said.strip()
+
+
+def test_another_onnx_model_than_the_exported_one_is_refused(exported: Path, tmp_path: Path) -> None:
+    from lantern_pl.serving.students import read_student
+
+    folder = copytree(exported, tmp_path / "changed")
+    (folder / "onnx" / INT8).write_bytes((folder / "onnx" / MODEL).read_bytes())
+    for read in (lambda: OnnxEncoder(folder, INT8), lambda: read_student(str(folder), "encoder", "int8")):
+        with pytest.raises(UserError, match="it was changed"):
+            read()
+    read_student(str(folder), "encoder", "onnx")
+
+
+def test_a_folder_that_cannot_be_served_is_said_at_once(
+    lantern: Lantern, encoder_run: Path, exported: Path, tmp_path: Path
+) -> None:
+    """And not by the traceback of the process that would load it."""
+
+    def refused(folder: Path, form: str) -> str:
+        ran = lantern("serve", "--encoder", folder, "--encoder_format", form)
+        assert (ran.code, ran.out) == (2, "")
+        return ran.err
+
+    assert "no onnx/model_int8.onnx" in refused(encoder_run / "student", "int8")
+    folder = copytree(exported, tmp_path / "damaged")
+    about = json.loads((folder / "lantern.json").read_text())
+    for content, said in (
+        ("{", "can't read"),
+        ("[]", "isn't what"),
+        (json.dumps({**about, "task": {"x": 1}}), "isn't known"),
+    ):
+        (folder / "lantern.json").write_text(content)
+        assert said in refused(folder, "torch")
+
+
 def test_mistakes_are_named(
     lantern: Lantern, encoder_run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
