@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from lantern_pl import embedded
 from lantern_pl.errors import UserError
+from lantern_pl.export.onnx_runtime import INTERFACE, read_interface
 
 MANIFEST = "manifest.json"
 
@@ -67,6 +68,15 @@ def read_manifest(model: str) -> dict[str, Any] | None:
     if not isinstance(manifest, dict):
         raise UserError(f"{path} isn't the manifest of a student: give the folder of one.")
     return manifest
+
+
+def trained_length(model: str) -> int | None:
+    """Longest input in tokens that a student was trained with, as its run's or its export's folder says; None for any other
+    model."""
+    folder = Path(locate(model))
+    about = (read_manifest(model) or {}).get("data") or (read_interface(folder) if (folder / INTERFACE).is_file() else {})
+    length = about.get("max_length")
+    return length if isinstance(length, int) else None
 
 
 def adapter_identity(adapter: str) -> str:

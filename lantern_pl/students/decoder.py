@@ -122,7 +122,7 @@ class DecoderStudent(Student):
             teacher.attach(self.lm, model)
         # Adapters alone go into checkpoints; the frozen weights come from `model` again.
         self.strict_loading = lora is None
-        self.sample: dict[str, str] = {}
+        self.sample: dict[str, str] = {}  # a held-out pair's answers by who gave them, and its pair_id
         self._start_metrics()
 
     forwards = (*Student.forwards, "explain", "rewritten")
@@ -224,9 +224,11 @@ class DecoderStudent(Student):
         layers = [] if self.hidden_states is None else self.hidden_states.layers
         last, states = layers_at_positions(self.lm, batch.tokens, layers)
         student = output_head(self.lm).on(last)
+        # Before the teacher's distributions: a teacher that has run for its layers knows these too.
+        theirs = [] if self.hidden_states is None else self.hidden_states.of_tokens(batch.tokens, len(last))
         output = self._of_next_tokens(batch, student, terms)
         if self.hidden_states is not None:
-            output = self.hidden_states.add(output, states, self.hidden_states.of_tokens(batch.tokens, len(last)))
+            output = self.hidden_states.add(output, states, theirs)
         return output, student
 
     def _of_next_tokens(self, batch: DecoderBatch, student: Head, terms: list[Term]) -> MixtureOutput:
@@ -337,16 +339,16 @@ class DecoderStudent(Student):
     @rank_zero_only
     def _remember_sample(self, pair: Pair, text: str) -> None:
         """One held-out pair, answered by the teacher, the untrained and the trained student, for a person to read."""
-        if not self.sample:
-            self.sample = {"annotation": self.task.render_answer(pair.level or "", pair.explanation or "")}
+        if self.sample.get("pair_id") != pair.pair_id:
+            annotation = self.task.render_answer(pair.level or "", pair.explanation or "")
+            self.sample = {"pair_id": pair.pair_id, "annotation": annotation}
             teacher = self.teacher
             if teacher is not None and "annotate" in teacher.capabilities:
                 self.sample["teacher"] = ask(teacher, lambda: teacher.annotate([pair], self.task)[0].text)
-        if self.trainer.sanity_checking:
-            # A resumed run may make the check again, on trained weights: what the checkpoint has brought stays.
-            self.sample.setdefault("untrained", text)
-        else:
+        if not self.trainer.sanity_checking:
             self.sample["trained"] = text
+        elif self.checkpoint_steps is None:  # a resumed run may make the check again, on trained weights
+            self.sample["untrained"] = text
 
     def predict_step(self, portion: Portion, batch_idx: int) -> list[dict[str, Any]]:
         """One record per pair: its row and ids, the answer's text, what could be read from it, and the probability of each
@@ -386,14 +388,9 @@ class DecoderStudent(Student):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["sample"] = self.sample
         if self.lora is not None:
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.sample = checkpoint.get("sample", {})
 
 
 def _best_tokens(student: Head) -> Tensor:

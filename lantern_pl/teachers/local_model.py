@@ -25,14 +25,14 @@ from lantern_pl.causal_lm import (
 from lantern_pl.data.featurize import DecoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.model_files import adapter_identity, load_config, read_manifest, weights_identity
+from lantern_pl.model_files import adapter_identity, load_config, read_manifest, trained_length, weights_identity
 from lantern_pl.positions import check_length
 from lantern_pl.prefix_sharing import TextsInTurn, check_sharing, shared_hidden_at_positions
 from lantern_pl.sharding import shard_frozen, whole_tensor
 from lantern_pl.signals import Annotation, Hidden, LevelProbs, TokenBatch
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Assignment, Teacher
-from lantern_pl.text import fingerprint, level_ids, load_tokenizer
+from lantern_pl.text import fingerprint, level_ids, load_tokenizer, template_hash
 
 _NO_LIMIT = 2**31
 
@@ -94,8 +94,10 @@ class HFTeacher(Teacher):
         self.vocab_size = int(sizes.vocab_size)
         self.hidden_size, self.hidden_layers = int(sizes.hidden_size), int(sizes.num_hidden_layers)
         self._context = getattr(sizes, "max_position_embeddings", None)
-        self._max_length: int | None = None
+        # Of a student: it answers about texts that are cut as in its training.
+        self._max_length = self._trained_length = trained_length(model)
         self._lm: PreTrainedModel | None = None
+        self._run_for_layers: tuple[TokenBatch, Tensor] | None = None
 
     @property
     def lm(self) -> PreTrainedModel:
@@ -116,6 +118,8 @@ class HFTeacher(Teacher):
             "tokenizer": self.tokenizer_fingerprint,
             "dtype": self.precision,
             "max_new_tokens": self.max_new_tokens,
+            **({} if self._trained_length is None else {"max_length": self._trained_length}),
+            **({} if self.tokenizer.chat_template is None else {"chat_template": template_hash(self.tokenizer)}),
         }
 
     def to(self, device: torch.device) -> Self:
@@ -154,13 +158,20 @@ class HFTeacher(Teacher):
 
     @torch.no_grad()
     def score_tokens(self, batch: TokenBatch) -> Hidden:
-        at_positions = shared_hidden_at_positions if self.share_prefixes else hidden_at_positions
-        hidden, head = at_positions(self.lm, batch), output_head(self.lm)
+        known, self._run_for_layers = self._run_for_layers, None
+        if known is not None and known[0] is batch:
+            hidden = known[1]
+        else:
+            hidden = (shared_hidden_at_positions if self.share_prefixes else hidden_at_positions)(self.lm, batch)
+        head = output_head(self.lm)
         return Hidden(hidden, replace(head, weight=whole_tensor(head.weight), bias=whole_tensor(head.bias)))
 
     @torch.no_grad()
     def token_hidden_states(self, batch: TokenBatch, layers: Sequence[int]) -> list[Tensor]:
-        return layers_at_positions(self.lm, batch, layers)[1]
+        last, states = layers_at_positions(self.lm, batch, layers)
+        # A student that learns from layers asks for the same batch's distributions next: that needs no second run.
+        self._run_for_layers = (batch, last)
+        return states
 
     @torch.no_grad()
     def pair_hidden_states(self, pairs: Sequence[Pair], task: Task, layers: Sequence[int]) -> list[Tensor]:

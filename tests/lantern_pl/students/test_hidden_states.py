@@ -134,6 +134,26 @@ def naive_loss(model: Any, rows: list[tuple[torch.Tensor, torch.Tensor]], distan
     return total
 
 
+def test_the_teacher_runs_once_for_its_layers_and_its_distributions(
+    make: Callable[..., Any], wider: HFTeacher, pairs: list[Pair]
+) -> None:
+    student = make("decoder", mixture=[WeightedDivergence(KL(), 1.0)])
+    batch = batch_of(student, pairs[:3])
+    runs: list[int] = []
+    hook = wider.lm.get_decoder().register_forward_hook(lambda *_: runs.append(1))
+    student.summed_loss(batch)
+    assert len(runs) == 1
+    # What it knows of a batch is of that batch alone, and is what a run of its own gives.
+    other = batch_of(student, pairs[3:5]).tokens
+    wider.token_hidden_states(batch.tokens, [-1])
+    assert torch.equal(wider.score_tokens(other).hidden, wider.score_tokens(other).hidden)
+    wider.token_hidden_states(other, [-1])
+    known, anew = wider.score_tokens(other).hidden, wider.score_tokens(other).hidden
+    assert torch.equal(known, anew)
+    assert len(runs) == 6
+    hook.remove()
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_value_and_gradient_equal_the_naive_formula(

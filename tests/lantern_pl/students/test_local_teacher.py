@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lantern_pl.signals import TokenBatch
 from lantern_pl.tasks import Task
 from lantern_pl.teachers.contract import Assignment
 from lantern_pl.teachers.local_model import HFTeacher
-from lantern_pl.text import chat_prompt, level_ids
+from lantern_pl.text import chat_prompt, level_ids, load_tokenizer
 
 
 @pytest.mark.parametrize("levels", [["low", "medium", "high"], ["no fit at all", "a partial fit", "an excellent fit"]])
@@ -111,6 +112,34 @@ def test_a_level_can_win_that_begins_with_another_ones_name(teacher: HFTeacher, 
                 log_probs = teacher.lm(torch.tensor([[*prompt, *level]])).logits[0].double().log_softmax(-1)
             totals.append(sum(log_probs[len(prompt) - 1 + place, token] for place, token in enumerate(level)))
         assert torch.allclose(row.double(), torch.stack(totals).softmax(0), atol=1e-4)
+
+
+def test_the_cache_key_tells_chat_templates_apart(tiny_lm: Path, tmp_path: Path) -> None:
+    """With another one, the same question becomes other tokens."""
+    folder = copytree(tiny_lm, tmp_path / "model")
+    before = HFTeacher(str(folder)).cache_key()
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "answer"))
+    load_tokenizer.cache_clear()
+    assert HFTeacher(str(folder)).cache_key() != before
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_student_is_asked_about_texts_as_long_as_it_was_trained_on(
+    tiny_lm: Path, pairs: list[Pair], tmp_path: Path, exported: bool
+) -> None:
+    folder = copytree(tiny_lm, tmp_path / "student")
+    keys = set()
+    for length in (None, 160, 200):
+        if length is not None:
+            about = {"max_length": length} if exported else {"kind": "decoder", "data": {"max_length": length}}
+            (folder / ("lantern.json" if exported else "manifest.json")).write_text(json.dumps(about))
+        teacher = HFTeacher(str(folder))
+        long = replace(pairs[0], candidate_text="Bakes bread in Berlin. " * 200)
+        tokens = len(teacher.tokenizer.encode(teacher._prompts([long], Task())[0], add_special_tokens=False))
+        assert tokens > 400 if length is None else length - 12 <= tokens <= length
+        keys.add(teacher.cache_key())
+    assert len(keys) == 3
 
 
 def test_the_cache_key_tells_adapters_of_one_folder_apart(tiny_lm: Path, tmp_path: Path) -> None:
