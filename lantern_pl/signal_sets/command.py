@@ -32,7 +32,7 @@ from lantern_pl.signal_sets.keys import KEY_BYTES
 from lantern_pl.signal_sets.manifest import MANIFEST, UNFINISHED, Manifest, Tokens, read_manifest
 from lantern_pl.signal_sets.recording import Item, Recorder, ShardArrays, ThisProcess, plan
 from lantern_pl.signal_sets.writer import SetWriter, differences, is_whole, reopen
-from lantern_pl.signals import Hidden
+from lantern_pl.signals import Hidden, Logits, TopK
 from lantern_pl.teachers import Teacher
 from lantern_pl.teachers.contract import Assignment
 from lantern_pl.text import template_hash, vocabulary_size
@@ -111,7 +111,7 @@ def _cache(config: CacheConfig, console: Console) -> None:
             return
         named = ", ".join(damaged[:3]) + (", ..." if len(damaged) > 3 else "")
         console.print(f"{folder}: damaged since, and made anew: {named}", soft_wrap=True)
-        reopen(folder, manifest, settings)
+        reopen(folder, manifest, {**settings, "request": manifest.request})
     featurizer, examples = _examples(config, pairs) if "tokens" in kinds else (None, None)
     if config.compare_with is not None and examples is not None:
         report.check_compared(config.compare_with, teacher)
@@ -126,6 +126,8 @@ def _cache(config: CacheConfig, console: Console) -> None:
         if isinstance(engine, ThisProcess) and featurizer is not None and examples is not None:
             _let_accept(config, featurizer, examples)  # of a cluster, each worker has a teacher of its own
         tokens, head = _form(config, featurizer, examples, engine)
+        if featurizer is not None and examples and teacher.top_k is None:
+            settings["request"]["dtype"] = engine.once(partial(_dtype, teacher, featurizer, examples[0]))
         writer = SetWriter(folder, settings)
         form = tokens.format() if tokens else None
         if head is not None and "head" not in writer.extra:
@@ -241,6 +243,8 @@ def _settings(config: CacheConfig, pairs: Sequence[Pair], kinds: Sequence[Kind])
 def _check_same(manifest: Manifest, settings: dict[str, Any], folder: Path) -> None:
     there = {name: getattr(manifest, name) for name in settings}
     there["data"] = {name: value for name, value in manifest.data.items() if name != "paths"}
+    # What the teacher computes in is known once it's loaded, which a finished set doesn't need.
+    there["request"] = {name: value for name, value in manifest.request.items() if name != "dtype"}
     if different := differences(there, settings):
         raise UserError(
             f"signals is {str(folder)!r}, a signal set that was made otherwise: {'; '.join(different)}. Choose another "
@@ -299,12 +303,27 @@ def _form(
     return Tokens(**about, rounds=config.rounds, packed=config.packed), None
 
 
+def _dtype(teacher: Teacher, featurizer: DecoderFeaturizer, example: Example, device: torch.device) -> str:
+    """What the teacher computes in, which its dtype `auto` leaves to the device: no set is of two precisions."""
+    signal = _signal(teacher, featurizer, example, device)
+    scores = (
+        signal.hidden if isinstance(signal, Hidden) else signal.logits if isinstance(signal, Logits) else signal.log_probs
+    )
+    return str(scores.dtype).removeprefix("torch.")
+
+
+def _signal(
+    teacher: Teacher, featurizer: DecoderFeaturizer, example: Example, device: torch.device
+) -> Hidden | Logits | TopK:
+    batch = featurizer.collate([example])
+    return checked_signal(teacher, batch.to(device).tokens, len(batch.targets), look_at_values=True)
+
+
 def _hidden(
     teacher: Teacher, featurizer: DecoderFeaturizer, example: Example, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What the manifest says of hidden states, and the output head."""
-    first = featurizer.collate([example])
-    signal = checked_signal(teacher, first.to(device).tokens, len(first.targets), look_at_values=True)
+    signal = _signal(teacher, featurizer, example, device)
     if not isinstance(signal, Hidden):
         raise UserError(f"The teacher {type(teacher).__name__} gives no hidden states: use mode top_k.")
     head = signal.head

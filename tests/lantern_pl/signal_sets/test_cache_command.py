@@ -41,6 +41,7 @@ def test_the_manifest_says_what_was_asked_of_whom(whole_set: Path, tiny_lm: Path
     assert manifest["data"]["max_length"] == 320
     assert manifest["tokens"].items() >= {"mode": "top_k", "k": 8, "log_probs": "f32", "temperature": 1.0}.items()
     assert len(manifest["tokens"]["tokenizer"]) == len(manifest["tokens"]["chat_template"]) == 16
+    assert manifest["request"]["dtype"] == "float32"
     assert manifest["levels"] == ["low", "medium", "high"]
     assert [shard["examples"] for shard in manifest["shards"]] == [16, 16, 16]
     assert 0 < manifest["report"]["tail_mass"]["mean"] < 1
@@ -271,6 +272,19 @@ def test_a_folder_with_other_signals_or_other_things_is_left_alone(
     ran = lantern("cache", "--config", cache_config, "--signals", tmp_path / "other")
     assert ran.code == 2
     assert "holds other things" in ran.err
+
+
+def test_a_set_is_not_of_two_precisions(lantern: Lantern, cache_config: Path, signals: Path) -> None:
+    """The teacher's dtype `auto` is another on another device: what it begun with there isn't gone on with here."""
+    manifest = manifest_of(signals)
+    manifest["request"]["dtype"] = "bfloat16"
+    (signals / "manifest.json").write_text(json.dumps(manifest))
+    command = ("cache", "--config", cache_config, "--signals", signals, "--log_probs", "f32")
+    assert "holds these signals already" in lantern(*command).out
+    (signals / "shard-00001.safetensors").unlink()
+    ran = lantern(*command)
+    assert (ran.code, "request.dtype there is 'bfloat16', here 'float32'" in ran.err) == (2, True), ran.err
+    assert not (signals / "shard-00001.safetensors").exists()
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "lose"])
