@@ -51,6 +51,10 @@ class Schedule:
             share = (1 - math.cos(math.pi * share)) / 2
         return self.start + (self.end - self.start) * share
 
+    def stands_still(self, progress: Progress) -> bool:
+        """Whether a fit has too few epochs, namely one, for it to leave its start."""
+        return self.unit == "epoch" and self.length is None and progress.epochs <= 1 and self.start != self.end
+
 
 Scheduled = float | Schedule
 """A number, or a schedule of one."""

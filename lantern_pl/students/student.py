@@ -277,6 +277,12 @@ class Student(LightningModule, ABC):
         go_to_place(self.trainer)
         self._take_own_optimization()
         self._start_window()
+        for name, number in self.numbers.items():
+            if isinstance(number, Schedule) and number.stands_still(self._progress()):
+                rank_zero_warn(
+                    f"{name} goes from {number.start} to {number.end} by epochs, of which this fit has one: it stays at "
+                    f"{number.start} in training. Give unit: step, or more epochs."
+                )
 
     def _take_own_optimization(self) -> None:
         """A checkpoint has brought the optimizer's numbers along with its averages: this run's win over them.

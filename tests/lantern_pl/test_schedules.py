@@ -2,6 +2,7 @@
 
 import csv
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,19 @@ def test_each_step_has_the_loss_of_its_own_numbers(lantern: Lantern, tiny_decode
     assert [row[6] for row in rows] == [0, 0, 2, 2]
     for loss, js, kl, ce, temperature, js_weight, kl_weight, ce_weight in rows:
         assert loss == pytest.approx(temperature**2 * (js_weight * js + kl_weight * kl) + ce_weight * ce, rel=1e-4)
+
+
+@pytest.mark.parametrize(("unit", "epochs", "warned"), [("epoch", 1, True), ("epoch", 2, False), ("step", 1, False)])
+def test_a_schedule_that_never_leaves_its_start_is_told(
+    lantern: Lantern, tiny_decoder_config: Path, unit: str, epochs: int, warned: bool
+) -> None:
+    number = f"--model.temperature={{start: 2, end: 1, unit: {unit}}}"
+    limits = ("--trainer.max_steps=-1", f"--trainer.max_epochs={epochs}", "--trainer.limit_train_batches=2")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ran = lantern("fit", "--config", tiny_decoder_config, number, *limits)
+    assert ran.code == 0, ran.err
+    assert any("by epochs, of which this fit has one" in str(each.message) for each in caught) == warned
 
 
 def test_a_resumed_run_goes_on_with_its_numbers(lantern: Lantern, tiny_decoder_config: Path, tmp_path: Path) -> None:
