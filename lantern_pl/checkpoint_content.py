@@ -100,6 +100,5 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rows_trained": ("a number", lambda value: _is_number(value) and math.isfinite(value) and value >= 0),
     "skipped_steps": ("a count", _is_count),
     "untrained_metrics": ("figures by their names", _names(_is_number)),
-    "sample": ("texts by their names", _names(_is_text)),
     "lantern_plugins": ("plugins' distributions by their names", _names(_is_text)),
 }

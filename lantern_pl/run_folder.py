@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -29,6 +30,7 @@ CONFIG_KEY = "lantern_config"
 PLUGINS_KEY = "lantern_plugins"
 FIGURES = "test.json"
 PREDICTIONS = "predictions"
+SAMPLE = "sample.json"
 STUDENT = "student"
 # By any of these a folder is known as a run's: only such a one is moved aside or added to.
 _MARKS = {CONFIG, CHECKPOINTS, FIGURES, PREDICTIONS}
@@ -131,8 +133,9 @@ class RunFolder(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.is_global_zero:
+            student: Any = pl_module
             # Before training, too: what lies on disk may be another's by its end.
-            self._teacher = teacher_identity(pl_module)
+            self._teacher = teacher_identity(student)
             if not self.goes_on and (moved := start_folder(self.folder)):
                 rank_zero_info(f"{self.folder} held an earlier run: moved to {moved}.")
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -140,9 +143,18 @@ class RunFolder(Callback):
             if config.exists() and config.read_text() != self.config:
                 move_aside(config)
             write_private_text(config, self.config)
+            if self.goes_on and hasattr(student, "sample"):
+                student.sample = _read_sample(self.folder / SAMPLE)
         trainer.strategy.barrier()
         if self.log:
             trainer.loggers = [CSVLogger(self.folder, name="csv"), TensorBoardLogger(self.folder, name="tensorboard")]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        sample = getattr(pl_module, "sample", None)
+        fits = trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if sample and fits and trainer.is_global_zero:
+            # Beside the checkpoints and not in them: these are given to others, and hold no texts.
+            write_private_text(self.folder / SAMPLE, json.dumps(sample, indent=2, ensure_ascii=False) + "\n")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.config
@@ -198,6 +210,17 @@ def manifest(trainer: Trainer, student: Student, folder: Path, teacher: dict[str
             for group in ("lantern_pl.teachers", "lantern_pl.divergences")
         },
     }
+
+
+def _read_sample(path: Path) -> dict[str, str]:
+    """The answers that an earlier part of the run has shown, by their names; none where there's no file."""
+    if not path.is_file():
+        return {}
+    try:
+        sample = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} isn't JSON: it was damaged. Delete it; the answers it showed are made anew.") from error
+    return sample if isinstance(sample, dict) else {}
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -86,7 +86,7 @@ def files_with(planted: str, folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "decoder that shows no answers"])
 def test_a_run_and_its_export_keep_them_to_themselves(
     kind: str,
     lantern: Lantern,
@@ -97,10 +97,9 @@ def test_a_run_and_its_export_keep_them_to_themselves(
     tmp_path: Path,
     record: Record,
 ) -> None:
-    config = {"encoder": tiny_encoder_config, "decoder": tiny_decoder_config}[kind]
+    config = tiny_encoder_config if kind == "encoder" else tiny_decoder_config
     options = ["--config", config, f"--data.path={planted}", "--model.optimization.learning_rate=0.001"]
-    if kind == "decoder":
-        # Else its validation shows one annotated explanation beside the student's on the console, as SECURITY.md says.
+    if kind == "decoder that shows no answers":
         options.append("--model.generate_pairs=0")
     printed = [lantern("fit", *options), lantern("fit", *options, "--trainer.max_steps=4", "--ckpt_path=last")]
     assert [ran.code for ran in printed] == [0, 0], printed
@@ -111,16 +110,20 @@ def test_a_run_and_its_export_keep_them_to_themselves(
     assert printed[-1].code == 0, printed[-1].err
     assert logged
     for secret in PLANTED:
+        # One annotated explanation is shown beside the student's, as SECURITY.md says, and kept for the owner alone.
+        shown = kind == "decoder" and secret == ADDRESS
         assert [line for line in logged if secret in line] == []
-        assert [ran for ran in printed if secret in ran.out + ran.err] == []
-        for folder in ("run", "faulty", "exported"):
-            assert files_with(secret, tmp_path / folder) == []
+        assert [ran for ran in printed if secret in (ran.err if shown else ran.out + ran.err)] == []
+        for folder in ("run", "faulty"):
+            assert files_with(secret, tmp_path / folder) == ["sample.json"] * shown
+        assert files_with(secret, tmp_path / "exported") == []
     checkpoints = list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
     assert checkpoints
     assert all(files_with("state_dict", path.parent) for path in checkpoints), "the search doesn't look into checkpoints"
     record(
         f"A key in the environment and an e-mail address in every text: fit, resume, fault and export ({kind})",
-        found=f"in none of {len(logged):,} log lines, nor in what was printed, saved or exported",
+        found=f"in none of {len(logged):,} log lines, nor in what was printed, saved or exported"
+        + (", but for the explanation that is shown on the console and kept in sample.json" if kind == "decoder" else ""),
         goal="in no log, exception, checkpoint or export",
     )
 

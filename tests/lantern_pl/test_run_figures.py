@@ -90,8 +90,21 @@ def test_the_untrained_students_text_stays(
     for epochs, resume in ((1, ()), (2, ("--ckpt_path=last",))):
         ran = lantern(*fit, f"--trainer.max_epochs={epochs}", *resume)
         assert ran.code == 0, ran.err
-    sample = checkpoint(tmp_path / "run")["sample"]
+    assert "sample" not in checkpoint(tmp_path / "run")
+    path = tmp_path / "run" / "sample.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    sample = json.loads(path.read_text())
     assert (sample["untrained"], sample["trained"]) == ("text 0", texts[-1])
+    # In another folder nothing is known of the untrained student's.
+    last, elsewhere = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "elsewhere"
+    ran = lantern(*fit, "--trainer.max_epochs=3", f"--ckpt_path={last}", "--run_dir", elsewhere)
+    assert ran.code == 0, ran.err
+    sample = json.loads((elsewhere / "sample.json").read_text())
+    assert (sample.get("untrained"), sample["trained"]) == (None, texts[-1])
+    # A damaged file stops the run before it trains, and says what to do.
+    path.write_text("{")
+    ran = lantern(*fit, "--trainer.max_epochs=4", "--ckpt_path=last")
+    assert (ran.code, "Delete it" in ran.err) == (2, True)
 
 
 def test_the_patience_is_the_resumed_runs_own(lantern: Lantern, tiny_encoder_config: Path, tmp_path: Path) -> None:
