@@ -1,20 +1,26 @@
 """Bootstrap over jobs, vectorised: every figure gets an interval, and models are compared on the same resamples.
 
 What is drawn again is the job with all of its pairs, since these have much in common: pairs drawn one by one would give
-intervals too narrow for what other jobs show. Of a few jobs, say ten, they are somewhat too narrow all the same, as the
-bootstrap's are of any ten.
+intervals too narrow for what other jobs show.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lantern_pl.data.pair import Pair
+
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 LEVEL = 0.95
 """How probable it is that an interval holds what it estimates, as far as the pairs are a fair sample."""
+FEWEST = 6
+"""Jobs that an interval needs: resamples of fewer show too little of what others would be like."""
 _BLOCK = 2_000_000
 """Weights made at once: 16 MB."""
 
@@ -24,7 +30,7 @@ class Statistic:
     """A figure as a function of the pairs' weights.
 
     of: maps weights [R, P] (how often each of P pairs is in each of R samples) to R values, NaN where a sample has none.
-    n: how many of the pairs it rests on.
+    known [P]: which of the pairs it rests on.
     recentre: whether its interval is moved so that the resamples' mean is the figure: for what a resample, with its
         repetitions, changes by itself.
     upward: whether it is a distance, 0 or more, which chance makes larger in the sample as it does again in a resample. Its
@@ -33,19 +39,21 @@ class Statistic:
     """
 
     of: Callable[[Floats], Floats]
-    n: int
+    known: Bools
     recentre: bool = False
     upward: bool = False
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its interval; None where it isn't defined. draws [R]: its values on the resamples."""
+    """A figure with its interval; None where it isn't defined. n: how many pairs it rests on; units: how many jobs, or what
+    else was drawn; draws [R]: its values on the resamples."""
 
     value: float | None
     low: float | None
     high: float | None
     n: int
+    units: int
     draws: Floats = field(repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -56,60 +64,84 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """`count` resamples, the same ones for the same jobs."""
+    """`count` resamples, the same ones for the same units: the jobs of `units_of`, or whatever is drawn with its pairs."""
 
     count: int = 1000
     seed: int = 0
 
-    def weights(self, jobs: Sequence[Hashable]) -> Iterator[Floats]:
-        """The resamples in blocks [R, P]: how often each of the P pairs, of which `jobs` names the job, is in each of
+    def weights(self, units: Sequence[object]) -> Iterator[Floats]:
+        """The resamples in blocks [R, P]: how often each of the P pairs, of which `units` names each one's, is in each of
         them."""
-        numbers: dict[Hashable, int] = {}
-        job = np.array([numbers.setdefault(name, len(numbers)) for name in jobs], dtype=np.int64)
-        count = len(numbers)
+        unit = _numbered(units)
+        count = int(unit.max(initial=-1)) + 1
         generator = np.random.default_rng([self.seed, count])
-        rows = max(1, _BLOCK // max(len(jobs), 1))
+        rows = max(1, _BLOCK // max(len(units), 1))
         for start in range(0, self.count, rows):
             block = min(rows, self.count - start)
             drawn = generator.integers(count, size=(block, count)) + count * np.arange(block)[:, None]
             times = np.bincount(drawn.ravel(), minlength=block * count).reshape(block, count)
-            yield times[:, job].astype(np.float64)
+            yield times[:, unit].astype(np.float64)
 
     def estimates(
-        self, statistics: Mapping[str, Statistic], jobs: Sequence[Hashable], values: Mapping[str, float] | None = None
+        self, statistics: Mapping[str, Statistic], units: Sequence[object], values: Mapping[str, float] | None = None
     ) -> dict[str, Estimate]:
-        """Each statistic on all pairs and on the resamples, by name. `jobs` [P] names each pair's job; `values` has figures
-        worked out elsewhere. What all pairs of one job alone say has no interval."""
-        pairs, several = len(jobs), len(set(jobs)) > 1
-        once = np.ones((1, pairs))
+        """Each statistic on all pairs and on the resamples, by name. `units` [P] names what each pair is drawn with;
+        `values` has figures worked out elsewhere."""
+        pairs = len(units)
+        unit, once = _numbered(units), np.ones((1, pairs))
         draws: dict[str, list[Floats]] = {name: [] for name in statistics}
-        if several:
-            for block in self.weights(jobs):
+        if pairs:
+            for block in self.weights(units):
                 for name, statistic in statistics.items():
                     draws[name].append(statistic.of(block))
         found = {}
         for name, statistic in statistics.items():
             value = values[name] if values and name in values else float(statistic.of(once)[0]) if pairs else np.nan
-            drawn = np.concatenate(draws[name]) if several else np.full(self.count, np.nan)
+            drawn = np.concatenate(draws[name]) if pairs else np.full(self.count, np.nan)
             if statistic.recentre and np.isfinite(drawn).any():
                 drawn = drawn + value - np.nanmean(drawn)
-            found[name] = estimate(value, drawn, statistic.n, statistic.upward)
+            n, of_units = int(statistic.known.sum()), len(set(unit[statistic.known].tolist()))
+            found[name] = estimate(value, drawn, n, of_units, statistic.upward)
         return found
 
 
-def estimate(value: float, draws: Floats, n: int, upward: bool = False) -> Estimate:
-    """A figure and the percentiles of its draws, or what `Statistic.upward` makes of them. One pair alone has no interval;
-    what isn't finite is None."""
+def units_of(pairs: Sequence[Pair]) -> tuple[str, list[str]]:
+    """What is drawn with its pairs, and each pair's: "jobs", or "candidates" where there are too few jobs for that; what is
+    found is then of these jobs alone."""
+    jobs = [pair.job_id for pair in pairs]
+    return ("jobs", jobs) if len(set(jobs)) >= FEWEST else ("candidates", [pair.candidate_id for pair in pairs])
+
+
+def _numbered(names: Sequence[object]) -> NDArray[np.int64]:
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+
+
+def estimate(value: float, draws: Floats, n: int, units: int, upward: bool = False) -> Estimate:
+    """A figure and the percentiles of its draws, or what `Statistic.upward` makes of them. Fewer than FEWEST units give no
+    interval; what isn't finite is None."""
     if not np.isfinite(value):
-        return Estimate(None, None, None, n, draws)
+        return Estimate(None, None, None, n, units, draws)
     known = draws[np.isfinite(draws)]
-    if n < 2 or not len(known):
-        return Estimate(float(value), None, None, n, draws)
-    low, high = np.percentile(known, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    if units < FEWEST or not len(known):
+        return Estimate(float(value), None, None, n, units, draws)
+    outside = 100 * share_outside(units)
+    low, high = np.percentile(known, [outside, 100 - outside])
     if upward:
         low, high = (max(0.0, 2 * value**2 - end**2) ** 0.5 for end in (high, low))
         high = max(high, value)
-    return Estimate(float(value), float(low), float(high), n, draws)
+    return Estimate(float(value), float(low), float(high), n, units, draws)
+
+
+def share_outside(units: int) -> float:
+    """Share of the draws on either side of an interval: half of 1 - LEVEL for many units, and less for few, since resamples
+    of few spread less than samples do. The expanded percentile interval (Hesterberg 2015, The American Statistician 69)."""
+    normal = NormalDist()
+    z, freedom = normal.inv_cdf((1 + LEVEL) / 2), units - 1
+    # Student's t by its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5), which is good from 4 on.
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    return normal.cdf(-t * math.sqrt(units / freedom))
 
 
 def mean(values: Floats, sizes: Floats | None = None) -> Statistic:
@@ -121,7 +153,7 @@ def mean(values: Floats, sizes: Floats | None = None) -> Statistic:
     def of(weights: Floats) -> Floats:
         return ratio(weights @ totals, weights @ sizes)
 
-    return Statistic(of, int(known.sum()))
+    return Statistic(of, known)
 
 
 def ratio(above: Floats, below: Floats) -> Floats:

@@ -101,7 +101,7 @@ def distinct(ngrams: Sequence[Sequence[object]]) -> Statistic:
         different = np.concatenate([(part @ holds > 0).sum(1) for part in parts])
         return ratio(different.astype(np.float64), weights @ sizes)
 
-    return Statistic(of, len(ngrams), recentre=True)
+    return Statistic(of, np.ones(len(ngrams), bool), recentre=True)
 
 
 def _ngrams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:

@@ -51,7 +51,7 @@ def figures_table(found: Mapping[str, Any]) -> Table:
     """A row for each figure, a column for each model."""
     explained = found["data"]["explained"]
     title = (
-        f"Test on {found['pairs']} pairs of {found['data']['jobs']} jobs"
+        f"Test on {found['pairs']} pairs of {found['data']['jobs']} job{'s' * (found['data']['jobs'] > 1)}"
         f"{f', {explained} of them explained' if explained else ''}, with 95 % intervals"
     )
     table = _table(title)

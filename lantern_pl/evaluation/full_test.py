@@ -25,7 +25,7 @@ from lantern_pl.data.records import fingerprint
 from lantern_pl.errors import UserError
 from lantern_pl.evaluation import levels
 from lantern_pl.evaluation.asking import Written, about, answers_of, level_probs_of
-from lantern_pl.evaluation.bootstrap import Bootstrap, Estimate, mean
+from lantern_pl.evaluation.bootstrap import Bootstrap, Estimate, mean, units_of
 from lantern_pl.evaluation.comparison import console_of
 from lantern_pl.evaluation.explanation_checks import ExplanationCheck
 from lantern_pl.evaluation.explanations import check_all, explanation_statistics
@@ -85,10 +85,6 @@ def open_others(settings: Evaluation, student: Student, data: PairDataModule) ->
             f"{data.task.levels}. Give an encoder of the same task."
         )
     return Others(sft, encoder)
-
-
-def _jobs(pairs: Sequence[Pair]) -> list[str]:
-    return [pair.job_id for pair in pairs]
 
 
 def _student_folder(path: str) -> str:
@@ -175,7 +171,8 @@ class FullTest:
             "data": {
                 "path": self.data.paths["test"] or self.data.paths["train"],
                 "sha256": fingerprint(self.pairs),
-                "jobs": len(set(_jobs(self.pairs))),
+                "jobs": len({pair.job_id for pair in self.pairs}),
+                "drawn": units_of(self.pairs)[0],
                 "explained": len(self.explained),
             },
             "loss": dict(self.student.metrics),
@@ -223,18 +220,18 @@ class FullTest:
         if "level_probs" in model.capabilities:
             said.probs = level_probs_of(model, self.pairs, self.task, batch, bar)
             bins = self.settings.bins
-            said.figures |= levels.level_estimates(said.probs, self.right, bins, self.bootstrap, _jobs(self.pairs))
+            said.figures |= levels.level_estimates(said.probs, self.right, bins, self.bootstrap, units_of(self.pairs)[1])
         if self.student.kind == "encoder" or not self.explained:
             return said
         if "annotate" in model.capabilities:
             said.answers = answers_of(model, self.explained, self.task, self.data.max_length, self.limit, batch, bar)
             said.checks = check_all(said.answers, self.explained, self.task)
             statistics = explanation_statistics(said.answers, said.checks, self.explained, self.encoder_levels)
-            said.figures |= self.bootstrap.estimates(statistics, _jobs(self.explained))
+            said.figures |= self.bootstrap.estimates(statistics, units_of(self.explained)[1])
         tokens = token_figures(model, teacher, self.explained, self.task, self.data.max_length, self.device, bar)
         counts = tokens.pop("tokens", None)
         statistics = {figure: mean(values, counts) for figure, values in tokens.items()}
-        said.figures |= self.bootstrap.estimates(statistics, _jobs(self.explained))
+        said.figures |= self.bootstrap.estimates(statistics, units_of(self.explained)[1])
         return said
 
     @cached_property
@@ -265,7 +262,7 @@ class FullTest:
             "figures": {name: figure.as_json() for name, figure in said.figures.items()},
         }
         if said.probs is not None:
-            each = levels.of_each_level(said.probs, self.right, self.task.levels, self.bootstrap, _jobs(self.pairs))
+            each = levels.of_each_level(said.probs, self.right, self.task.levels, self.bootstrap, units_of(self.pairs)[1])
             found["per_level"] = {
                 level: {figure: value.as_json() for figure, value in figures.items()} for level, figures in each.items()
             }

@@ -13,7 +13,7 @@ import numpy as np
 
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.evaluation.bootstrap import Bootstrap, mean, ratio
+from lantern_pl.evaluation.bootstrap import Bootstrap, mean, ratio, units_of
 from lantern_pl.evaluation.token_divergence import Bar
 from lantern_pl.labelling.answers import BadAnswer, read_answer, repair_messages
 from lantern_pl.plugin_checks import ask
@@ -92,15 +92,15 @@ def judge(
     firsts = np.array([[{FIRST: 1.0, SECOND: 0.0}.get(verdict or "", np.nan) for verdict in orders] for orders in both])
     named = np.isfinite(firsts.reshape(-1, 2)).sum(1).astype(np.float64)
     shares = ratio(np.nansum(firsts.reshape(-1, 2), 1), named)
-    jobs = [pair.job_id for pair in pairs]
+    _, units = units_of(pairs)
     return {
         "against": against,
         "pairs": len(pairs),
         "wins": {name: int((scores == score).sum()) for name, score in (("student", 1), (against, 0), ("tie", 0.5))},
         "inconsistent": sum(None not in orders and orders not in _SCORES for orders in both),
         "unreadable": int(np.isnan(scores).sum()),
-        "win_rate": bootstrap.estimates({"rate": mean(scores)}, jobs)["rate"].as_json(),
-        "first_preferred": bootstrap.estimates({"share": mean(shares, named)}, [jobs[row] for row in differing])[
+        "win_rate": bootstrap.estimates({"rate": mean(scores)}, units)["rate"].as_json(),
+        "first_preferred": bootstrap.estimates({"share": mean(shares, named)}, [units[row] for row in differing])[
             "share"
         ].as_json(),
     }

@@ -5,7 +5,7 @@ weight in each of them.
 """
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def _brier(probs: Tensor, right: Tensor) -> Tensor:
 
 def level_statistics(probs: Tensor, right: Tensor, bins: int) -> dict[str, Statistic]:
     """The same figures as functions of the pairs' weights."""
-    levels, count = probs.shape[1], len(right)
+    levels, everything = probs.shape[1], np.ones(len(right), bool)
     chosen = probs.argmax(-1)
     cells = np.eye(levels**2)[(right * levels + chosen).numpy()]
 
@@ -95,9 +95,9 @@ def level_statistics(probs: Tensor, right: Tensor, bins: int) -> dict[str, Stati
     scores, truth = probs.double().numpy(), right.numpy()
     return {
         "accuracy": mean((chosen == right).double().numpy()),
-        "macro_f1": Statistic(lambda weights: macro_f1_of(confusion(weights)), count),
-        "quadratic_kappa": Statistic(lambda weights: quadratic_kappa_of(confusion(weights)), count),
-        "auroc": Statistic(lambda weights: auroc_of(scores, truth, weights), count),
+        "macro_f1": Statistic(lambda weights: macro_f1_of(confusion(weights)), everything),
+        "quadratic_kappa": Statistic(lambda weights: quadratic_kappa_of(confusion(weights)), everything),
+        "auroc": Statistic(lambda weights: auroc_of(scores, truth, weights), everything),
         "ece": _ece_statistic(probs, chosen == right, bins),
         "brier": mean(_brier(probs, right).numpy()),
     }
@@ -141,7 +141,8 @@ def _ece_statistic(probs: Tensor, hit: Tensor, bins: int) -> Statistic:
     confidence, place = _binned(probs, bins)
     within = np.eye(bins + 1)[place]
     gaps = within * (hit.double().numpy() - confidence)[:, None]
-    return Statistic(lambda weights: ratio(np.abs(weights @ gaps).sum(1), weights.sum(1)), len(confidence), upward=True)
+    everything = np.ones(len(confidence), bool)
+    return Statistic(lambda weights: ratio(np.abs(weights @ gaps).sum(1), weights.sum(1)), everything, upward=True)
 
 
 def _binned(probs: Tensor, bins: int) -> tuple[Floats, Ints]:
@@ -153,14 +154,14 @@ def _binned(probs: Tensor, bins: int) -> tuple[Floats, Ints]:
 
 
 def level_estimates(
-    probs: Tensor, right: Tensor, bins: int, bootstrap: Bootstrap, jobs: Sequence[Hashable]
+    probs: Tensor, right: Tensor, bins: int, bootstrap: Bootstrap, units: Sequence[object]
 ) -> dict[str, Estimate]:
-    """The figures with their intervals; `jobs` [P] names each pair's job."""
-    return bootstrap.estimates(level_statistics(probs, right, bins), jobs, level_values(probs, right, bins))
+    """The figures with their intervals; `units` [P] names what each pair is drawn with."""
+    return bootstrap.estimates(level_statistics(probs, right, bins), units, level_values(probs, right, bins))
 
 
 def of_each_level(
-    probs: Tensor, right: Tensor, levels: Sequence[str], bootstrap: Bootstrap, jobs: Sequence[Hashable]
+    probs: Tensor, right: Tensor, levels: Sequence[str], bootstrap: Bootstrap, units: Sequence[object]
 ) -> dict[str, dict[str, Estimate]]:
     """Precision and recall of each level; None of what was never chosen, or never annotated."""
     chosen, count = probs.argmax(-1), len(levels)
@@ -176,8 +177,10 @@ def of_each_level(
             figure: mean(torch.where(given == level, hits, torch.nan).numpy())
             for figure, given in (("precision", chosen), ("recall", right))
         }
-        known = {figure: float(values[figure][level]) if statistics[figure].n else float("nan") for figure in statistics}
-        found[name] = bootstrap.estimates(statistics, jobs, known)
+        known = {
+            figure: float(values[figure][level]) if statistics[figure].known.any() else float("nan") for figure in statistics
+        }
+        found[name] = bootstrap.estimates(statistics, units, known)
     return found
 
 

@@ -71,9 +71,8 @@ def compare_command(argv: list[str]) -> int:
     console.print(model_table(rows, len(pairs), min(config.explain_pairs, len(pairs))))
     if config.out:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.out).write_text(
-            json.dumps({"pairs": config.pairs, "count": len(pairs), "models": rows}, indent=2) + "\n"
-        )
+        about = {"pairs": config.pairs, "job_text_field": config.job_text_field, "count": len(pairs)}
+        Path(config.out).write_text(json.dumps({**about, "models": rows}, indent=2) + "\n")
     return 0
 
 

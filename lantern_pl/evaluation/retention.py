@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from lantern_pl.evaluation.bootstrap import Estimate, estimate, ratio
+from lantern_pl.evaluation.bootstrap import FEWEST, Estimate, estimate, ratio
 
 MORE_IS_BETTER = (
     *("accuracy", "macro_f1", "quadratic_kappa", "auroc"),
     *("rouge_1", "rouge_2", "rouge_l", "valid_format", "level_right", "level_consistent", "evidence_verbatim"),
     "skills_named",
 )
+_TOO_FEW = f"it rests on fewer than {FEWEST} jobs or candidates, so that it has no interval"
 LESS_IS_BETTER = ("ece", "brier")
 """Errors: the share of the gap that the student has closed is as sensible for them, but their ratio to the teacher's isn't a
 share that was kept. Figures that are in neither list, such as length, entropy or the distance to the teacher, have none."""
@@ -46,11 +47,14 @@ def _of_teacher(name: str, student: Estimate, teacher: Estimate | None) -> tuple
         return None, "the teacher has no such figure"
     if name in LESS_IS_BETTER:
         return None, "less is better, so that a ratio to the teacher isn't a share that was kept"
-    if teacher.low is None or teacher.low <= 0:
+    if teacher.low is None:
+        return None, _TOO_FEW
+    if teacher.low <= 0:
         return None, "the teacher's own figure isn't above 0 by its interval"
     assert student.value is not None
     value = student.value / teacher.value
-    return estimate(value, ratio(student.draws, teacher.draws), min(student.n, teacher.n)), None
+    n, units = min(student.n, teacher.n), min(student.units, teacher.units)
+    return estimate(value, ratio(student.draws, teacher.draws), n, units), None
 
 
 def _of_gap(
@@ -62,10 +66,12 @@ def _of_gap(
         return None, "there is no student without the teacher to hold against it (evaluation.sft)"
     assert student.value is not None
     sign = -1 if name in LESS_IS_BETTER else 1
-    n = min(student.n, teacher.n, sft.n)
-    gap = estimate(sign * (teacher.value - sft.value), sign * (teacher.draws - sft.draws), n)
-    if gap.low is None or gap.low <= 0:
+    n, units = (min(getattr(each, name) for each in (student, teacher, sft)) for name in ("n", "units"))
+    gap = estimate(sign * (teacher.value - sft.value), sign * (teacher.draws - sft.draws), n, units)
+    if gap.low is None:
+        return None, _TOO_FEW
+    if gap.low <= 0:
         return None, "the teacher isn't better than the student without it by the interval of their difference"
     gained = sign * (student.draws - sft.draws)
     value = (student.value - sft.value) / (teacher.value - sft.value)
-    return estimate(value, ratio(gained, np.asarray(gap.draws)), n), None
+    return estimate(value, ratio(gained, np.asarray(gap.draws)), n, units), None

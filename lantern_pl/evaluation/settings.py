@@ -27,7 +27,7 @@ class Evaluation:
     max_new_tokens: int | None = None
     """Length limit of explanations, for all local models alike; null takes the student's."""
     bootstrap: int = 1000
-    """Resamples of the test pairs behind each interval, at least 100."""
+    """Resamples of the test pairs' jobs behind each interval, at least 100."""
     seed: int = 0
     """Which pairs are explained, and which resamples are drawn."""
     samples: int = 6

@@ -139,7 +139,7 @@ def _figures(test: dict[str, Any]) -> str:
     models = test["models"]
     names = list(dict.fromkeys(name for model in models.values() for name in model["figures"]))
     lines = [
-        f"On {test['pairs']} held-out pairs, with 95 % intervals of resampled jobs:",
+        f"On {test['pairs']} held-out pairs, with 95 % intervals of resampled {test['data'].get('drawn', 'pairs')}:",
         "",
         f"| figure | {' | '.join(models)} |",
         f"|---|{'---|' * len(models)}",

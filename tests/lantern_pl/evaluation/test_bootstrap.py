@@ -4,8 +4,21 @@ import time
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from lantern_pl.evaluation.bootstrap import Bootstrap, Statistic, estimate, mean, ratio
+from lantern_pl.data.pair import Pair
+from lantern_pl.evaluation.bootstrap import (
+    FEWEST,
+    LEVEL,
+    Bootstrap,
+    Statistic,
+    estimate,
+    mean,
+    ratio,
+    share_outside,
+    units_of,
+)
+from lantern_pl.evaluation.retention import retention
 
 NAN = float("nan")
 
@@ -66,8 +79,49 @@ def test_pairs_of_a_job_are_drawn_together() -> None:
         )
     )
     assert (together.low, together.high) == pytest.approx((apart.low, apart.high))
-    alone = Bootstrap(100).estimates({"it": mean(np.array([1.0, 2.0, 4.0]))}, ["a", "a", "a"])["it"]
-    assert (alone.value, alone.low, alone.high) == (pytest.approx(7 / 3), None, None)
+
+
+@pytest.mark.parametrize("jobs", [7, 10, 30])
+def test_intervals_hold_the_truth_as_often_where_pairs_of_a_job_are_alike(jobs: int) -> None:
+    """Drawn one by one, pairs of which half is the job's would give intervals that hold it in less than 70 of 100."""
+    generator = np.random.default_rng(jobs)
+    names = np.repeat(np.arange(jobs), 8)
+    held = 0
+    for seed in range(200):
+        values = generator.normal(size=jobs)[names] + generator.normal(size=8 * jobs)
+        found = Bootstrap(400, seed).estimates({"it": mean(values)}, names.tolist())["it"]
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 0 <= found.high
+    assert 0.9 <= held / 200 <= 0.99
+
+
+def test_too_few_jobs_give_no_interval() -> None:
+    """Also where the test has many, of which few have the figure: all draws would be the same, or nearly."""
+    values = np.array([1.0, 0.0, 1.0, 1.0, *[NAN] * 20, 0.5])
+    names = ["a", "a", "a", "a", *range(20), "b"]
+    found = Bootstrap(100).estimates({"it": mean(values), "all": mean(np.arange(25.0))}, names)
+    assert found["it"].as_json() == {"value": 0.7, "low": None, "high": None, "n": 5}
+    assert (found["it"].units, found["all"].units) == (2, 22)
+    assert found["all"].low is not None
+    kept = retention({"accuracy": found["it"]}, {"accuracy": found["it"]}, None)["accuracy"]
+    assert kept["of_teacher"] is None
+    assert f"fewer than {FEWEST} jobs" in kept["why"]
+
+
+def test_candidates_are_drawn_where_jobs_are_too_few() -> None:
+    def pairs(jobs: int) -> list[Pair]:
+        return [Pair(str(n), f"j{n % jobs}", f"c{n}", "job", "candidate") for n in range(20)]
+
+    assert units_of(pairs(FEWEST))[0] == "jobs"
+    assert units_of(pairs(FEWEST))[1][:2] == ["j0", "j1"]
+    assert units_of(pairs(FEWEST - 1)) == ("candidates", [f"c{n}" for n in range(20)])
+
+
+@pytest.mark.parametrize("units", [FEWEST, 8, 20, 1000])
+def test_the_share_outside_is_that_of_student_s_t(units: int) -> None:
+    t = stats.t.ppf((1 + LEVEL) / 2, units - 1)
+    assert share_outside(units) == pytest.approx(stats.norm.cdf(-t * (units / (units - 1)) ** 0.5), rel=0.02)
 
 
 def test_pairs_without_a_value_are_left_out_and_sizes_weigh() -> None:
@@ -87,7 +141,7 @@ def test_what_is_not_defined_is_none() -> None:
     assert one.as_json() == {"value": 0.25, "low": None, "high": None, "n": 1}
     none_at_all = Bootstrap(200).estimates({"it": mean(np.array([]))}, range(0))["it"]
     assert none_at_all.value is None
-    some = estimate(1.0, np.array([1.0, NAN, 2.0, np.inf]), 5)
+    some = estimate(1.0, np.array([1.0, NAN, 2.0, np.inf]), 9, FEWEST)
     assert some.low is not None
     assert 1 <= some.low <= some.high <= 2  # type: ignore[operator]
 
@@ -99,7 +153,7 @@ def test_an_interval_that_resampling_moves_is_moved_back() -> None:
     def largest(weights: np.ndarray) -> np.ndarray:
         return np.where(weights > 0, values, -1).max(1)
 
-    moved = Bootstrap(500).estimates({"it": Statistic(largest, 50, recentre=True)}, range(50))["it"]
+    moved = Bootstrap(500).estimates({"it": Statistic(largest, np.ones(50, bool), recentre=True)}, range(50))["it"]
     assert moved.draws.mean() == pytest.approx(49)
 
 

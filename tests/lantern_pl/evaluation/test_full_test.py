@@ -45,7 +45,7 @@ def change(config: Path, **changes: Any) -> None:
 
 @pytest.fixture
 def encoder_run(tiny_encoder_config: Path, lantern: Lantern) -> Path:
-    change(tiny_encoder_config, model__init_args__teacher=RUBRIC)
+    change(tiny_encoder_config, model__init_args__teacher=RUBRIC, data__init_args__test_fraction=0.4)
     ran = lantern("fit", "--config", tiny_encoder_config)
     assert ran.code == 0, ran.err
     return tiny_encoder_config.parent / "run"
@@ -114,7 +114,7 @@ def test_an_encoder_is_held_against_its_teacher_and_a_student_without(
     assert yaml.safe_load(shown.out)["evaluation"]["bootstrap"] == 100
     # Again: what was there is kept.
     again = lantern("test", "--config", tiny_encoder_config, "--ckpt_path=last", "--evaluation.ask_teacher=false",
-                    "--data.eval_batch_size=3", "--trainer.limit_test_batches=1")  # fmt: skip
+                    "--data.eval_batch_size=1", "--trainer.limit_test_batches=3")  # fmt: skip
     assert again.code == 0, again.err
     assert json.loads((encoder_run / "test.1.json").read_text()) == found
     few = json.loads(path.read_text())

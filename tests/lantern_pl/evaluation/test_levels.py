@@ -74,8 +74,8 @@ def test_brier_and_a_single_level() -> None:
 
 
 def test_a_resample_without_figure_is_left_out_of_the_interval() -> None:
-    # One pair of the level in five: a third of all resamples lacks it, and has no AUROC at all.
-    probs, right = torch.tensor([[0.9, 0.1]] * 4 + [[0.2, 0.8]]), torch.tensor([0, 0, 0, 0, 1])
+    # One pair of the level in six: a third of all resamples lacks it, and has no AUROC at all.
+    probs, right = torch.tensor([[0.9, 0.1]] * 5 + [[0.2, 0.8]]), torch.tensor([0, 0, 0, 0, 0, 1])
     found = level_estimates(probs, right, BINS, Bootstrap(400), range(len(right)))["auroc"]
     assert 0.2 < np.isnan(found.draws).mean() < 0.5
     assert (found.value, found.low, found.high) == (1, 1, 1)
@@ -93,6 +93,9 @@ def test_precision_and_recall_of_each_level() -> None:
     # Never chosen: it has no precision. It was annotated once, and missed.
     assert (found["high"]["precision"].value, found["high"]["recall"].value) == (None, 0)
     low = found["low"]["recall"]
+    assert (low.units, low.low) == (3, None)
+    thrice = of_each_level(probs.repeat(3, 1), right.repeat(3), ["low", "medium", "high"], Bootstrap(200), range(18))
+    low = thrice["low"]["recall"]
     assert low.low is not None
     assert low.low < 2 / 3 < low.high  # type: ignore[operator]
     assert confusion_matrix(probs, right) == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
