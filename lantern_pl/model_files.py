@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,20 @@ def read_manifest(model: str) -> dict[str, Any] | None:
     return manifest
 
 
-def trained_length(model: str) -> int | None:
-    """Longest input in tokens that a student was trained with, as its run's or its export's folder says; None for any other
-    model."""
-    folder = Path(locate(model))
-    about = (read_manifest(model) or {}).get("data") or (read_interface(folder) if (folder / INTERFACE).is_file() else {})
-    length = about.get("max_length")
-    return length if isinstance(length, int) else None
+@dataclass(frozen=True)
+class Training:
+    """What a student was trained for. max_length: its longest input in tokens; task: levels, prompt and answer."""
+
+    max_length: int
+    task: dict[str, Any]
+
+
+def training_of(model: str) -> Training | None:
+    """As a student's folder says, of its run or its export; None for any other model."""
+    folder, manifest = Path(locate(model)), read_manifest(model)
+    about = manifest or (read_interface(folder) if (folder / INTERFACE).is_file() else {})
+    length = (about["data"] if manifest and "data" in about else about).get("max_length")
+    return Training(length, about.get("task") or {}) if isinstance(length, int) else None
 
 
 def adapter_identity(adapter: str) -> str:

@@ -27,7 +27,8 @@ NAME = "hidden_states"
 class HiddenStates:
     """Learn the teacher's hidden states through a linear map, as TinyBERT does (arXiv 1909.10351).
 
-    The teacher runs once more a step for them.
+    For an encoder the teacher is asked once about each pair; for a decoder the teacher lantern_pl.teachers.hf runs once a
+    step for them and its logits, and another may run once more.
     """
 
     layers: list[tuple[int, int]] = field(default_factory=lambda: [(-1, -1)])

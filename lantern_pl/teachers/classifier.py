@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from lantern_pl.data.featurize import EncoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.model_files import trained_length, weights_identity
+from lantern_pl.model_files import training_of, weights_identity
 from lantern_pl.pair_classifier import is_classifier, load_classifier
 from lantern_pl.positions import check_length
 from lantern_pl.signals import LevelProbs
@@ -37,7 +37,8 @@ class EncoderTeacher(Teacher):
             raise UserError(f"{model!r} is not the folder of an encoder student: give one, or use lantern_pl.teachers.hf.")
         self.model_name = model
         if max_length is None:
-            max_length = trained_length(model) or 512
+            training = training_of(model)
+            max_length = 512 if training is None else training.max_length
         self.max_length = max_length
         self.tokenizer = load_tokenizer(model)
         self.classifier = load_classifier(model).requires_grad_(False).eval()

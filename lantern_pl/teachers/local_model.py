@@ -25,7 +25,7 @@ from lantern_pl.causal_lm import (
 from lantern_pl.data.featurize import DecoderFeaturizer
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.model_files import adapter_identity, load_config, read_manifest, trained_length, weights_identity
+from lantern_pl.model_files import adapter_identity, load_config, read_manifest, training_of, weights_identity
 from lantern_pl.positions import check_length
 from lantern_pl.prefix_sharing import TextsInTurn, check_sharing, shared_hidden_at_positions
 from lantern_pl.sharding import shard_frozen, whole_tensor
@@ -50,6 +50,8 @@ class HFTeacher(Teacher):
         shard: spread the weights over the processes of a fit on several devices; false holds all of them on each. A teacher
             that is sharded scores tokens and gives their hidden states, and nothing else: `lantern cache` or a teacher
             without shard do for the rest.
+        max_length: longest prompt in tokens; longer texts are cut as in training. null is the data's in a fit, and else what
+            a student was trained with, as long as it's asked what it was trained for, or all that the model can read.
     """
 
     lantern_api = 1
@@ -66,6 +68,7 @@ class HFTeacher(Teacher):
         max_new_tokens: int = 96,
         share_prefixes: bool = False,
         shard: bool = False,
+        max_length: int | None = None,
     ) -> None:
         if shard and share_prefixes:
             raise UserError(
@@ -94,8 +97,9 @@ class HFTeacher(Teacher):
         self.vocab_size = int(sizes.vocab_size)
         self.hidden_size, self.hidden_layers = int(sizes.hidden_size), int(sizes.num_hidden_layers)
         self._context = getattr(sizes, "max_position_embeddings", None)
-        # Of a student: it answers about texts that are cut as in its training.
-        self._max_length = self._trained_length = trained_length(model)
+        self.max_length = max_length
+        self._training = training_of(model)
+        self._data_length: int | None = None
         self._lm: PreTrainedModel | None = None
         self._run_for_layers: tuple[TokenBatch, Tensor] | None = None
 
@@ -118,12 +122,14 @@ class HFTeacher(Teacher):
             "tokenizer": self.tokenizer_fingerprint,
             "dtype": self.precision,
             "max_new_tokens": self.max_new_tokens,
-            **({} if self._trained_length is None else {"max_length": self._trained_length}),
+            **({} if self.max_length is None else {"max_length": self.max_length}),
+            **({} if self._training is None else {"trained_length": self._training.max_length}),
             **({} if self.tokenizer.chat_template is None else {"chat_template": template_hash(self.tokenizer)}),
         }
 
     def to(self, device: torch.device) -> Self:
         self._load(device).to(device)
+        self._run_for_layers = None
         return self
 
     def spread(self, device: torch.device) -> Self:
@@ -154,7 +160,7 @@ class HFTeacher(Teacher):
         if assignment.capability == "score_tokens":
             check_length(self.lm, self.model_name, "data.init_args.max_length", assignment.max_length)
             # What it writes is shown beside what the student writes, about the same texts.
-            self._max_length = assignment.max_length
+            self._data_length = assignment.max_length
 
     @torch.no_grad()
     def score_tokens(self, batch: TokenBatch) -> Hidden:
@@ -182,7 +188,7 @@ class HFTeacher(Teacher):
             last = torch.zeros_like(ids, dtype=torch.bool)
             last[:, -1] = True
             batch = TokenBatch(*(tensor.to(self.lm.device) for tensor in (ids, torch.ones_like(ids), last)))
-            rows.append(self.token_hidden_states(batch, layers))
+            rows.append(layers_at_positions(self.lm, batch, layers)[1])
         return [torch.cat(layer) for layer in zip(*rows, strict=True)]
 
     @torch.no_grad()
@@ -249,7 +255,10 @@ class HFTeacher(Teacher):
         """The prompts, their texts cut as a student's are: to what the model can take, with room for its answer."""
         openings = (task.answer_opening(level) for level in task.levels)
         answer = self.max_new_tokens + max(len(self.tokenizer.encode(text, add_special_tokens=False)) for text in openings)
-        rooms = [self._max_length, None if self._context is None else self._context - answer]
+        asked = {"levels": task.levels, "prompt": task.prompt, "answer": task.answer}
+        trained = self._training.max_length if self._training is not None and self._training.task == asked else None
+        wanted = next((length for length in (self.max_length, self._data_length, trained) if length is not None), None)
+        rooms = [wanted, None if self._context is None else self._context - answer]
         limit = min((room for room in rooms if room is not None), default=_NO_LIMIT)
         features = DecoderFeaturizer(self.tokenizer, task, limit)
         return [features.fitted_prompt(pair)[0] for pair in pairs]

@@ -132,7 +132,9 @@ def test_a_student_is_asked_about_texts_as_long_as_it_was_trained_on(
     keys = set()
     for length in (None, 160, 200):
         if length is not None:
-            about = {"max_length": length} if exported else {"kind": "decoder", "data": {"max_length": length}}
+            task = {"levels": Task().levels, "prompt": Task().prompt, "answer": Task().answer}
+            data = {"max_length": length} if exported else {"data": {"max_length": length}}
+            about = {"kind": "decoder", "task": task, **data}
             (folder / ("lantern.json" if exported else "manifest.json")).write_text(json.dumps(about))
         teacher = HFTeacher(str(folder))
         long = replace(pairs[0], candidate_text="Bakes bread in Berlin. " * 200)
@@ -140,6 +142,14 @@ def test_a_student_is_asked_about_texts_as_long_as_it_was_trained_on(
         assert tokens > 400 if length is None else length - 12 <= tokens <= length
         keys.add(teacher.cache_key())
     assert len(keys) == 3
+    # Another question may take longer, such as a judge's; and who asks may say how long.
+    another = Task(prompt=Task().prompt + "\nThink of the team, too.")
+    for asked, longest in ((another, None), (Task(), 300)):
+        teacher = HFTeacher(str(folder), max_length=longest)
+        tokens = len(teacher.tokenizer.encode(teacher._prompts([long], asked)[0], add_special_tokens=False))
+        assert tokens > 400 if longest is None else longest - 12 <= tokens <= longest
+        keys.add(teacher.cache_key())
+    assert len(keys) == 4
 
 
 def test_the_cache_key_tells_adapters_of_one_folder_apart(tiny_lm: Path, tmp_path: Path) -> None:
