@@ -4,9 +4,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,17 +101,17 @@ def _cache(config: CacheConfig, console: Console) -> None:
     teacher = config.teacher
     settings = _settings(config, pairs, kinds)
     folder = Path(config.signals)
+    finished: Manifest | None = None
     if (folder / MANIFEST).is_file() and not (folder / UNFINISHED).is_file():
-        manifest = read_manifest(folder)
-        _check_same(manifest, settings, folder)
-        files = [*manifest.shards, *([manifest.head] if manifest.head else [])]
+        finished = read_manifest(folder)
+        _check_same(finished, settings, folder)
+        files = [*finished.shards, *([finished.head] if finished.head else [])]
         damaged = [file.file for file in files if not is_whole(folder, file)]
         if not damaged:
             console.print(f"{folder} holds these signals already.", soft_wrap=True)
             return
         named = ", ".join(damaged[:3]) + (", ..." if len(damaged) > 3 else "")
         console.print(f"{folder}: damaged since, and made anew: {named}", soft_wrap=True)
-        reopen(folder, manifest, {**settings, "request": manifest.request})
     featurizer, examples = _examples(config, pairs) if "tokens" in kinds else (None, None)
     if config.compare_with is not None and examples is not None:
         report.check_compared(config.compare_with, teacher)
@@ -123,11 +123,18 @@ def _cache(config: CacheConfig, console: Console) -> None:
             f"all of them, at most {MOST_SHARDS:,}: give {-(-len(items) // MOST_SHARDS):,} or more."
         )
     with _engine(config) as engine:
-        if isinstance(engine, ThisProcess) and featurizer is not None and examples is not None:
-            _let_accept(config, featurizer, examples)  # of a cluster, each worker has a teacher of its own
+        work = None
+        if featurizer is not None and examples is not None:
+            template, paths = template_hash(featurizer.tokenizer), ", ".join(paths_of(config))
+            work = Assignment("score_tokens", examples, config.task, config.max_length, paths, template)
+            if isinstance(engine, ThisProcess):
+                _tell(teacher, work)  # rather now than in the middle of the run; each worker of a cluster is told by itself
         tokens, head = _form(config, featurizer, examples, engine)
         if featurizer is not None and examples and teacher.top_k is None:
             settings["request"]["dtype"] = engine.once(partial(_dtype, teacher, featurizer, examples[0]))
+        if finished is not None:
+            _check_same(finished, settings, folder)
+            reopen(folder, finished, settings)
         writer = SetWriter(folder, settings)
         form = tokens.format() if tokens else None
         if head is not None and "head" not in writer.extra:
@@ -138,6 +145,8 @@ def _cache(config: CacheConfig, console: Console) -> None:
             Recorder, teacher, config.task, featurizer, form, "levels" in kinds, config.seed, config.batch_size
         )  # fmt: skip
         trial = make(engine.device) if isinstance(engine, ThisProcess) else None
+        if work is not None and trial is None:
+            make = partial(_told, teacher, replace(work, examples=()), make)
         _forecast(form, [item for shard in left.values() for item in shard], trial, config.batch_size, folder, console)
         began = time.perf_counter()
         _record(engine.record(make, left), writer, len(items), len(items) - sum(map(len, left.values())), console)
@@ -244,7 +253,8 @@ def _check_same(manifest: Manifest, settings: dict[str, Any], folder: Path) -> N
     there = {name: getattr(manifest, name) for name in settings}
     there["data"] = {name: value for name, value in manifest.data.items() if name != "paths"}
     # What the teacher computes in is known once it's loaded, which a finished set doesn't need.
-    there["request"] = {name: value for name, value in manifest.request.items() if name != "dtype"}
+    asked = settings["request"]
+    there["request"] = {name: value for name, value in manifest.request.items() if name != "dtype" or name in asked}
     if different := differences(there, settings):
         raise UserError(
             f"signals is {str(folder)!r}, a signal set that was made otherwise: {'; '.join(different)}. Choose another "
@@ -264,11 +274,14 @@ def _examples(config: CacheConfig, pairs: Sequence[Pair]) -> tuple[DecoderFeatur
     return featurizer, [featurizer.encode(pair) for pair in rows]
 
 
-def _let_accept(config: CacheConfig, featurizer: DecoderFeaturizer, examples: Sequence[Example]) -> None:
-    """Raises the teacher's UserError for what it can't tell, rather than in the middle of the run."""
-    template, paths = template_hash(featurizer.tokenizer), ", ".join(paths_of(config))
-    work = Assignment("score_tokens", examples, config.task, config.max_length, paths, template)
-    ask(config.teacher, partial(config.teacher.accept, work))
+def _tell(teacher: Teacher, work: Assignment) -> None:
+    """Say what the teacher will be asked. Raises its UserError for what it can't tell."""
+    ask(teacher, partial(teacher.accept, work))
+
+
+def _told(teacher: Teacher, work: Assignment, make: Callable[[torch.device], Recorder], device: torch.device) -> Recorder:
+    _tell(teacher, work)
+    return make(device)
 
 
 def _form(

@@ -61,10 +61,13 @@ def test_predictions_are_those_of_one_process(
 
 @pytest.fixture
 def cache_config(tmp_path: Path, tiny_lm: Path, pairs_file: Path) -> Path:
-    path = tmp_path / "cache.yaml"
+    """Of texts that are longer than max_length, which each worker's teacher must know of too."""
+    path, pairs = tmp_path / "cache.yaml", tmp_path / "long.jsonl"
+    rows = map(json.loads, pairs_file.read_text().splitlines())
+    pairs.write_text("".join(json.dumps({**row, "candidate_text": row["candidate_text"] * 4}) + "\n" for row in rows))
     path.write_text(f"""\
 teacher: {{class_path: lantern_pl.teachers.hf, init_args: {{model: {tiny_lm}}}}}
-pairs: {pairs_file}
+pairs: {pairs}
 signals: {tmp_path}/signals
 max_length: 320
 k: 8

@@ -285,6 +285,7 @@ def test_a_set_is_not_of_two_precisions(lantern: Lantern, cache_config: Path, si
     ran = lantern(*command)
     assert (ran.code, "request.dtype there is 'bfloat16', here 'float32'" in ran.err) == (2, True), ran.err
     assert not (signals / "shard-00001.safetensors").exists()
+    assert manifest_of(signals) == manifest
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "lose"])
