@@ -152,11 +152,11 @@ def read_interface(folder: Path) -> dict[str, Any]:
     return _read(folder, INTERFACE)
 
 
-def onnx_file(folder: Path, file: str) -> Path:
+def onnx_file(folder: Path, file: str, weights: str | None = None) -> Path:
     """An ONNX model of an exported encoder, by its name.
 
-    Raises UserError where there is none, or its sha256 isn't the one in export.json: as `lantern serve` names it by the
-    student's weights, it has to be theirs.
+    Raises UserError where there is none, its sha256 isn't the one in export.json, or `weights`, which tell the student from
+    others, aren't: `lantern serve` names the model by them.
     """
     path = folder / ONNX_FOLDER / file
     if not path.is_file():
@@ -168,9 +168,13 @@ def onnx_file(folder: Path, file: str) -> Path:
     if (folder / SUMMARY).is_file():  # which an export writes last, once it has measured its models
         with path.open("rb") as model:
             digest = hashlib.file_digest(model, "sha256").hexdigest()
-        listed = _read(folder, SUMMARY).get("files", {}).get(f"{ONNX_FOLDER}/{file}", {}).get("sha256")
-        if digest != listed:
-            raise UserError(f"{path} isn't the model that {folder / SUMMARY} lists: it was changed. Export it anew.")
+        summary = _read(folder, SUMMARY)
+        listed = summary.get("files", {}).get(f"{ONNX_FOLDER}/{file}", {}).get("sha256")
+        if digest != listed or weights not in (None, summary.get("weights")):
+            raise UserError(
+                f"{path} or the student's weights aren't those that {folder / SUMMARY} lists: they were changed. Export it "
+                "anew."
+            )
     return path
 
 

@@ -39,8 +39,9 @@ def read_student(folder: str, kind: str, form: str = "torch") -> Student:
         )
     if found != kind:
         raise UserError(f"{folder!r} holds a student of kind {found!r}, not {kind!r}: give it as --{found}.")
+    weights = weights_identity(folder)
     if form != "torch":
-        onnx_file(Path(locate(folder)), FILES[form])  # said now, and not by the process that would load it
+        onnx_file(Path(locate(folder)), FILES[form], weights)  # said now, and not by the process that would load it
     try:
         task = Task(**{**manifest.get("task", {}), **about.get("task", {})})
     except TypeError as error:
@@ -48,8 +49,8 @@ def read_student(folder: str, kind: str, form: str = "torch") -> Student:
     length = about.get("max_length") or manifest.get("data", {}).get("max_length")
     if not isinstance(length, int):
         raise UserError(f"{folder!r} doesn't say its max_length, in manifest.json under data or in lantern.json.")
-    weights = weights_identity(folder).removeprefix("sha256 ")
-    return Student(folder, weights if form == "torch" else f"{weights}/{form}", task, length)
+    name = weights.removeprefix("sha256 ")
+    return Student(folder, name if form == "torch" else f"{name}/{form}", task, length)
 
 
 def _interface(folder: str) -> dict[str, Any] | None:

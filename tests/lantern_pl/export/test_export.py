@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import Ran
 
 from lantern_pl.causal_lm import generate, load_causal_lm
@@ -278,9 +278,15 @@ def test_another_onnx_model_than_the_exported_one_is_refused(exported: Path, tmp
     folder = copytree(exported, tmp_path / "changed")
     (folder / "onnx" / INT8).write_bytes((folder / "onnx" / MODEL).read_bytes())
     for read in (lambda: OnnxEncoder(folder, INT8), lambda: read_student(str(folder), "encoder", "int8")):
-        with pytest.raises(UserError, match="it was changed"):
+        with pytest.raises(UserError, match="they were changed"):
             read()
     read_student(str(folder), "encoder", "onnx")
+    # The name of what is served is of the student's weights, which the ONNX models were made from.
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="they were changed"):
+        read_student(str(folder), "encoder", "onnx")
+    read_student(str(folder), "encoder", "torch")
 
 
 def test_a_folder_that_cannot_be_served_is_said_at_once(
