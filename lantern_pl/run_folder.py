@@ -143,7 +143,7 @@ class RunFolder(Callback):
             if config.exists() and config.read_text() != self.config:
                 move_aside(config)
             write_private_text(config, self.config)
-            if self.goes_on and hasattr(student, "sample"):
+            if self.goes_on and getattr(student, "generate_pairs", None):
                 student.sample = _read_sample(self.folder / SAMPLE)
         trainer.strategy.barrier()
         if self.log:
@@ -213,14 +213,15 @@ def manifest(trainer: Trainer, student: Student, folder: Path, teacher: dict[str
 
 
 def _read_sample(path: Path) -> dict[str, str]:
-    """The answers that an earlier part of the run has shown, by their names; none where there's no file."""
+    """The answers that an earlier part of the run has shown, by their names; none where there's no such file."""
     if not path.is_file():
         return {}
     try:
         sample = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} isn't JSON: it was damaged. Delete it; the answers it showed are made anew.") from error
-    return sample if isinstance(sample, dict) else {}
+        return {name: text for name, text in sample.items() if isinstance(text, str)}
+    except (OSError, ValueError, AttributeError):
+        rank_zero_warn(f"{path} can't be read: what the untrained student said won't be shown.")
+        return {}
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:

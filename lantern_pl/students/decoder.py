@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from lantern_kernels import Head, MixtureOutput, Term, linear_mixture_loss
 from lantern_kernels.terms import CROSS_ENTROPY
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -314,7 +315,7 @@ class DecoderStudent(Student):
             answer = self.task.parse_answer(text)
             self.valid_format.update(float(answer is not None))
             self.rouge.update(text, self.task.render_answer(pair.level or "", pair.explanation or ""))
-        if texts:
+        if texts and self.trainer.state.fn == TrainerFn.FITTING:
             self._remember_sample(self._to_explain[0], texts[0])
         figures = self.means.finish()
         if texts:
@@ -338,7 +339,7 @@ class DecoderStudent(Student):
 
     @rank_zero_only
     def _remember_sample(self, pair: Pair, text: str) -> None:
-        """One held-out pair, answered by the teacher, the untrained and the trained student, for a person to read."""
+        """One held-out pair, answered by the teacher, the untrained and the trained student, for who runs a fit to read."""
         if self.sample.get("pair_id") != pair.pair_id:
             annotation = self.task.render_answer(pair.level or "", pair.explanation or "")
             self.sample = {"pair_id": pair.pair_id, "annotation": annotation}

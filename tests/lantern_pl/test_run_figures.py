@@ -101,10 +101,36 @@ def test_the_untrained_students_text_stays(
     assert ran.code == 0, ran.err
     sample = json.loads((elsewhere / "sample.json").read_text())
     assert (sample.get("untrained"), sample["trained"]) == (None, texts[-1])
-    # A damaged file stops the run before it trains, and says what to do.
+    # Nor where the file was damaged, which stops nobody.
     path.write_text("{")
-    ran = lantern(*fit, "--trainer.max_epochs=4", "--ckpt_path=last")
-    assert (ran.code, "Delete it" in ran.err) == (2, True)
+    with pytest.warns(UserWarning, match="what the untrained student said won't be shown"):
+        ran = lantern(*fit, "--trainer.max_epochs=4", "--ckpt_path=last")
+    assert ran.code == 0, ran.err
+    sample = json.loads(path.read_text())
+    assert (sample.get("untrained"), sample["trained"]) == (None, texts[-1])
+    # And a run that is to show none has none to show of an earlier part either.
+    quiet = lantern(*fit, "--trainer.max_epochs=5", "--ckpt_path=last", "--model.generate_pairs=0")
+    assert quiet.code == 0, quiet.err
+    assert texts[-1] not in quiet.out
+    assert json.loads(path.read_text()) == sample
+
+
+def test_nobody_is_asked_for_what_is_not_shown(
+    lantern: Lantern, tiny_decoder_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The held-out answers side by side are for who runs a fit."""
+    asked: list[int] = []
+    annotate = HFTeacher.annotate
+
+    def counted(self: Any, pairs: Sequence[Pair], task: Task) -> list[Annotation]:
+        asked.append(len(pairs))
+        return annotate(self, pairs, task)
+
+    monkeypatch.setattr(HFTeacher, "annotate", counted)
+    assert lantern("fit", "--config", tiny_decoder_config).code == 0
+    assert asked == [1]
+    assert lantern("validate", "--config", tiny_decoder_config, "--ckpt_path=last").code == 0
+    assert asked == [1]
 
 
 def test_the_patience_is_the_resumed_runs_own(lantern: Lantern, tiny_encoder_config: Path, tmp_path: Path) -> None:
