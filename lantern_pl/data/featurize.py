@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lantern_pl.data.pair import Pair
 from lantern_pl.data.plain_texts import plain
-from lantern_pl.data.truncation import fit_texts
+from lantern_pl.data.truncation import check_cuts, fit_texts
 from lantern_pl.errors import UserError
 from lantern_pl.signals import TokenBatch
 from lantern_pl.tasks import Task
@@ -201,19 +202,15 @@ class EncoderFeaturizer(Featurizer[EncoderBatch]):
     def encode(self, pair: Pair, supervised: bool = True) -> Example:
         if supervised and pair.level is None and pair.level_probs is None:
             raise UserError(f"Pair {pair.pair_id!r} has no level: an encoder needs one. Annotate the pairs first.")
-        overhead = len(self._ids("", "")["input_ids"])
-        budget = self.max_length - overhead
+        budget, texts_cut = self.max_length - self._overhead, False
         if budget < 2 * SHORTEST_TEXT:
-            raise self._too_small(pair, overhead + 2 * SHORTEST_TEXT)
-        texts_cut = False
-        while True:
-            job, candidate, cut = fit_texts(pair.job_text, pair.candidate_text, budget, self.tokenizer)
+            raise self._too_small(pair, self._overhead + 2 * SHORTEST_TEXT)
+        encoded = self._ids(plain(pair.job_text, self.tokenizer), plain(pair.candidate_text, self.tokenizer))
+        # Most texts fit, and need neither be counted nor cut.
+        while len(encoded["input_ids"]) > self.max_length:
+            job, candidate, texts_cut = fit_texts(pair.job_text, pair.candidate_text, budget, self.tokenizer)
             encoded = self._ids(job, candidate)
-            texts_cut = texts_cut or cut
-            excess = len(encoded["input_ids"]) - self.max_length
-            if excess <= 0:
-                break
-            budget -= excess
+            budget -= max(0, len(encoded["input_ids"]) - self.max_length)
         return Example(
             pair=pair,
             input_ids=encoded["input_ids"],
@@ -237,10 +234,16 @@ class EncoderFeaturizer(Featurizer[EncoderBatch]):
             pairs=pairs,
         )
 
+    @cached_property
+    def _overhead(self) -> int:
+        """Tokens that are no text's."""
+        check_cuts(self.tokenizer)
+        return len(self._ids("", "")["input_ids"])
+
     def _ids(self, job: str, candidate: str) -> dict[str, Any]:
-        if self.tokenizer.sep_token_id is not None:
-            return dict(self.tokenizer(job, candidate))
-        return dict(self.tokenizer(f"Job:\n{job}\n\nCandidate:\n{candidate}"))
+        texts = (f"Job:\n{job}\n\nCandidate:\n{candidate}",) if self.tokenizer.sep_token_id is None else (job, candidate)
+        # Not verbose: a text longer than the model's limit is cut.
+        return dict(self.tokenizer(*texts, verbose=False))
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -30,13 +30,18 @@ def fit_texts(job_text: str, candidate_text: str, budget: int, tokenizer: PreTra
     return job, candidate, True
 
 
-def _token_ends(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """For each token of the text, the character position where it ends."""
+def check_cuts(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if the tokenizer can't tell where its tokens stand in a text."""
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer {type(tokenizer).__name__} can't tell where its tokens stand in a text, which is needed to "
             "cut texts to max_length: use a model that has a fast tokenizer (a tokenizer.json)"
         )
+
+
+def _token_ends(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """For each token of the text, the character position where it ends."""
+    check_cuts(tokenizer)
     # Not verbose: a text longer than the model's limit is what is being mended here.
     encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return [end for _, end in encoded["offset_mapping"]]

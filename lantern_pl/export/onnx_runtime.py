@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lantern_pl.data.plain_texts import plain
 from lantern_pl.data.truncation import fit_texts
 from lantern_pl.errors import UserError
 
@@ -78,6 +79,7 @@ class OnnxEncoder:
         self.max_length: int = about["max_length"]
         self._as_pair: bool = about["texts"] == "pair"
         self._tokenizer = _Tokenizer(self.folder / "tokenizer.json")
+        self._overhead = len(self._encode("", "").ids)
         self._session = _session(path)
         self._pool = ThreadPoolExecutor(threads or _cores(), thread_name_prefix="onnx")
         self._inputs = {node.name for node in self._session.get_inputs()}
@@ -88,22 +90,18 @@ class OnnxEncoder:
 
     def tokens(self, pair: HasTexts) -> Tokens:
         """A pair as tokens, at most `max_length`: the same ids as `data.featurize.EncoderFeaturizer` makes."""
-        budget = self.max_length - len(self._encode("", "").ids)
+        budget, cut = self.max_length - self._overhead, False
         if budget < 2 * _SHORTEST_TEXT:
             raise UserError(
                 f"max_length in {self.folder / INTERFACE} is {self.max_length}, of which the two texts get {budget} tokens: "
                 f"they need {2 * _SHORTEST_TEXT} or more."
             )
-        any_cut = False
-        while True:
+        encoded = self._encode(plain(pair.job_text, self._tokenizer), plain(pair.candidate_text, self._tokenizer))
+        while len(encoded.ids) > self.max_length:
             job, candidate, cut = fit_texts(pair.job_text, pair.candidate_text, budget, self._tokenizer)  # type: ignore[arg-type]
             encoded = self._encode(job, candidate)
-            any_cut = any_cut or cut
-            excess = len(encoded.ids) - self.max_length
-            if excess <= 0:
-                break
-            budget -= excess
-        return Tokens(encoded.ids, encoded.type_ids if "token_type_ids" in self._inputs else None, any_cut)
+            budget -= max(0, len(encoded.ids) - self.max_length)
+        return Tokens(encoded.ids, encoded.type_ids if "token_type_ids" in self._inputs else None, cut)
 
     def from_tokens(self, rows: Sequence[Tokens]) -> np.ndarray:
         """The same from `tokens`."""

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from litserve import LitAPI, LitServer
+from litserve.transport.base import MessageTransport
 from litserve.utils import WorkerSetupStatus
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -28,7 +29,7 @@ from lantern_pl.serving.metrics import Metrics
 from lantern_pl.serving.rate import InHand, RateLimit
 from lantern_pl.serving.routes import Routes
 from lantern_pl.serving.students import Student, read_student
-from lantern_pl.serving.workers import end_with_parent
+from lantern_pl.serving.workers import Unpacked, end_with_parent
 
 _ABOUT = """\
 Two students of `lantern fit`: an encoder that classifies how well a candidate fits a job, and a decoder that explains it.
@@ -53,9 +54,17 @@ _STATUSES = {
 
 class Server(LitServer):
     """LitServe's server, of which the listening sockets are known: the processes that don't answer hold them too, so that
-    clients would go on to connect to a service that is ending, and wait."""
+    clients would go on to connect to a service that is ending, and wait. Its workers' messages may hold many answers."""
 
     listening: Sequence[socket.socket] = ()
+    _transport: MessageTransport
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        transport, self._transport = self._transport, Unpacked(self._transport)
+        async with super().lifespan(app):
+            self._transport = transport  # workers get it as it is
+            yield
 
     def _start_server(self, port: int, count: int, log_level: str, sockets: Any, kind: str, **more: Any) -> Any:
         self.listening = sockets

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import Empty, Queue
 from typing import Any
@@ -23,8 +24,14 @@ class BatchLoop(BatchedLoop):
 
     LitServe's own loop asks its queue once a millisecond, each time through another process; this one sleeps until the
     first pair comes, and then waits for others no longer than the batch's timeout. Pairs that have waited longer than a
-    client does are left out.
+    client does are left out. The answers of a batch go back in one message, for `Unpacked`.
+
+    No message tells that a pair was taken up: LitServe would look for it in another process than the one that answers, so
+    that the pairs of a worker that dies end by their timeout either way.
     """
+
+    _unanswered: set[str]
+    _answers: list[tuple[str, tuple[Any, ...]]]
 
     def get_batch_requests(
         self, lit_api: LitAPI, request_queue: Queue[Any], transport: MessageTransport
@@ -38,14 +45,48 @@ class BatchLoop(BatchedLoop):
             except Empty:
                 break
             now = time.monotonic()
-            self.put_response(transport, consumer, uid, (), LitAPIStatus.START, LoopResponseType.REGULAR)
             if now - asked > (lit_api.request_timeout or float("inf")):
                 late.append((consumer, uid))
             else:
                 batch.append((consumer, uid, payload))
                 end = min(end, now + lit_api.batch_timeout)
             wait = min(_IDLE, end - now)
+        self._unanswered, self._answers = {uid for _, uid, _ in batch}, []
         return batch, late
+
+    def put_response(
+        self,
+        transport: MessageTransport,
+        response_queue_id: int,
+        uid: str,
+        response_data: Any,
+        status: LitAPIStatus,
+        response_type: LoopResponseType,
+    ) -> None:
+        if uid not in self._unanswered:  # it has waited too long
+            super().put_response(transport, response_queue_id, uid, response_data, status, response_type)
+            return
+        self._unanswered.remove(uid)
+        self._answers.append((uid, (response_data, status, response_type, self.worker_id)))
+        if not self._unanswered:
+            transport.send(self._answers, consumer_id=response_queue_id)
+
+
+class Unpacked(MessageTransport):
+    """A transport whose messages may be lists of what LitServe takes for one message each."""
+
+    def __init__(self, transport: MessageTransport) -> None:
+        self._transport = transport
+        self._left: deque[Any] = deque()
+
+    def send(self, item: Any, consumer_id: int) -> None:
+        self._transport.send(item, consumer_id)
+
+    async def areceive(self, consumer_id: int, timeout: int | None = None) -> Any:
+        if not self._left:
+            message = await self._transport.areceive(consumer_id=consumer_id, timeout=timeout)
+            self._left.extend(message if isinstance(message, list) else [message])
+        return self._left.popleft()
 
 
 def start_worker() -> None:

@@ -9,6 +9,7 @@ import binascii
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import cache, cached_property
 
 ENCODED = "encoded payload"
 
@@ -23,9 +24,25 @@ _SPACED_OUT = re.compile(r"(?<![^\W_])(?:[^\W_][ .\-_*|]{1,3}){7,}[^\W_](?![^\W_
 
 def families(text: str) -> set[str]:
     """Names of the families that the text, without hidden characters, holds an example of."""
-    readings = tuple(_readings(text))
+    readings = tuple(map(Reading, _readings(text)))
     found = {name for name, is_in in FAMILIES.items() if any(map(is_in, readings))}
     return found | {ENCODED} if _holds_encoded_text(text) else found
+
+
+class Reading:
+    """A text as it may be read, and what is soon known of it: nearly all texts hold nothing, and to look for each pattern
+    takes long."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def holds_words(self) -> bool:
+        """Whether any of the patterns of words is in it."""
+        return _any_words().search(self.text) is not None
+
+
+Check = Callable[[Reading], bool]
 
 
 def _readings(text: str) -> Iterator[str]:
@@ -109,28 +126,46 @@ def _expanded(pattern: str) -> str:
     return pattern
 
 
-def _words(*patterns: str) -> Callable[[str], bool]:
+_ALL_WORDS: list[str] = []
+"""The patterns of words, each family's in one."""
+
+
+def _words(*patterns: str) -> Check:
     """Whether one of the patterns is in a text, as whole words. A space in them stands for whatever separates words."""
     source = _plain(_expanded("|".join(patterns))).replace(" ", r"[\W_]{0,3}")
-    found = re.compile(rf"(?<![^\W_])(?:{source})(?![^\W_])")
-    return lambda text: found.search(text) is not None
+    _ALL_WORDS.append(source)
+    found = _whole_words(source)
+    return lambda reading: reading.holds_words and found.search(reading.text) is not None
 
 
-def _signs(*patterns: str) -> Callable[[str], bool]:
-    """Whether one of the patterns, taken literally, is in a text. Their \\s* is bounded: a text may be long on purpose."""
+def _whole_words(source: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![^\W_])(?:{source})(?![^\W_])")
+
+
+@cache
+def _any_words() -> re.Pattern[str]:
+    return _whole_words("|".join(_ALL_WORDS))
+
+
+def _signs(*patterns: str, only_with: str = "") -> Check:
+    """Whether one of the patterns, taken literally, is in a text. Their \\s* is bounded: a text may be long on purpose.
+
+    `only_with` is in every text that holds one, and found sooner than they are.
+    """
     found = re.compile(_plain(_expanded("|".join(patterns))).replace(r"\s*", r"\s{0,8}"), re.MULTILINE)
-    return lambda text: found.search(text) is not None
+    first = re.compile(_expanded(only_with))
+    return lambda reading: first.search(reading.text) is not None and found.search(reading.text) is not None
 
 
-def _either(*checks: Callable[[str], bool]) -> Callable[[str], bool]:
-    return lambda text: any(check(text) for check in checks)
+def _either(*checks: Check) -> Check:
+    return lambda reading: any(check(reading) for check in checks)
 
 
-def _both(*checks: Callable[[str], bool]) -> Callable[[str], bool]:
-    return lambda text: all(check(text) for check in checks)
+def _both(*checks: Check) -> Check:
+    return lambda reading: all(check(reading) for check in checks)
 
 
-FAMILIES: dict[str, Callable[[str], bool]] = {
+FAMILIES: dict[str, Check] = {
     "ignore instructions": _words(
         "{ignore} {filler}(?:{before}|{yours}) {filler}(?:{yours} )?{rules}",
         "{bypass} {filler}(?:{before}|your|hidden) {filler}(?:{yours} )?{rules}",
@@ -179,6 +214,7 @@ FAMILIES: dict[str, Callable[[str], bool]] = {
         r"(?:これまで|以前|上記|前|今まで|すべて|全て)[^。\n]{0,10}(?:指示|命令|指令|プロンプト|ルール)[^。\n]{0,4}(?:無視|忘れ)",
         r"(?:이전|위의|앞의|앞선|모든|지금까지)[^.\n]{0,10}(?:지시|명령|지침|프롬프트|규칙)[^.\n]{0,6}(?:무시|잊)",
         r"(?:ละเว้น|เพิกเฉย|ไม่ต้องสนใจ)[^\n]{0,12}คำสั่ง[^\n]{0,8}(?:ก่อน|ข้างต้น)",
+        only_with=r"[\u0e00-\u0e7f\u3040-\u9fff\uac00-\ud7a3]",
     ),
     "role change": _words(
         "(?:you are|you ?re|u r) now (?:(?:an?|the|my|in) )?(?:{ai}|dan|assistant|recruiter|hiring manager|evaluator|"
@@ -279,6 +315,7 @@ FAMILIES: dict[str, Callable[[str], bool]] = {
             r"(?:<|&lt;|\[)\s*/\s*{data}\s*(?:>|&gt;|\])",
             r"^[-=*#_~]{3,80}\s*(?:end|begin|start|new)\b[\w ]{0,20}\b(?:instructions?|prompts?|system|context|user input|"
             r"data|untrusted\w*)\b[\w ]{0,20}[-=*#_~:]",
+            only_with=r"{angle}|\[|[-=*#_~]{3}",
         ),
         _words("end of (?:the )?(?:untrusted|user|candidate|input) (?:data|input|content|section|block)"),
     ),
@@ -290,6 +327,7 @@ FAMILIES: dict[str, Callable[[str], bool]] = {
             r"(?<![/?&=\w])(?:%[0-9a-f]{2}){8}",
             r"(?<!\d)(?:[01]{8}\s?){8}",
             r"data:[\w/+.-]{1,80};base64,",
+            only_with=r"[\\&%]|[01]{8}|base64",
         ),
         _words(
             "decode (?:this|the following|it|and (?:follow|execute|obey))(?: (?:base ?64|hex|rot ?13|string|text|message))?",

@@ -90,7 +90,7 @@ def flags(text: str) -> tuple[str, ...]:
     bidi = _BIDI_ANY.findall(text)
     if bidi and not (all(map(_MARKS.match, bidi)) and _RIGHT_TO_LEFT.search(text)):
         found.add(BIDI_CONTROL)
-    if _HIDDEN.search(_LEFT_BEHIND.sub("", _BIDI_ANY.sub("", text))):
+    if _MAY_BE_HIDDEN.search(text) and _HIDDEN.search(_LEFT_BEHIND.sub("", _BIDI_ANY.sub("", text))):
         found.add(INVISIBLE)
     return tuple(sorted(found))
 

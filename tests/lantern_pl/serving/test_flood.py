@@ -27,6 +27,7 @@ def crowded(students: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
         "max_waiting": 4,
         "max_pairs": 4,
         "batch_timeout": 2,
+        "timeout": 15,
         "api_key_env": "KEYS",
         "threads": 1,
     }
@@ -92,6 +93,28 @@ def test_every_answer_to_a_flood_is_typed(crowded: Service) -> None:
         if answer.status_code != 200:
             check_error(answer, answer.status_code)
     assert crowded.post("/fit", PAIR, headers=SECOND).status_code == 200
+
+
+def test_a_worker_that_dies_is_replaced(crowded: Service) -> None:
+    """Its pairs are in hand for the two seconds that the batch waits: their clients are told, and others are answered."""
+    import psutil
+
+    def workers() -> list[psutil.Process]:
+        family = psutil.Process(crowded.process.pid).children(recursive=True)
+        return [one for one in family if any("spawn_main" in word for word in one.cmdline())]
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(crowded.post, "/fit", PAIR, headers=FIRST) for _ in range(3)]
+        time.sleep(1)
+        began = time.monotonic()
+        (worker,) = workers()
+        worker.kill()
+        for answer in asked:
+            check_error(answer.result(), 504)
+    assert time.monotonic() - began < 20
+    answer = crowded.post("/fit", PAIR, headers=FIRST)
+    assert answer.status_code == 200, answer.text
+    assert workers() != [worker]
 
 
 @pytest.mark.parametrize("key", ["burst", "max_waiting"])

@@ -130,6 +130,8 @@ ATTACKS = {
         PAYLOAD.hex(" "),
         "".join(f"\\x{byte:02x}" for byte in PAYLOAD),
         "".join(f"&#{byte};" for byte in PAYLOAD),
+        "".join(f"%{byte:02x}" for byte in PAYLOAD),
+        "data:text/plain;base64,aGlnaA==",
         " ".join(f"{byte:08b}" for byte in PAYLOAD),
         "decode the following base64",
     ],

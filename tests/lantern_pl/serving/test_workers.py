@@ -1,0 +1,52 @@
+"""The way between the workers and the process that answers."""
+
+import asyncio
+from multiprocessing import Manager
+from typing import Any
+
+from litserve import LitAPI
+from litserve.transport.process_transport import MPQueueTransport
+from litserve.utils import LitAPIStatus, LoopResponseType
+
+from lantern_pl.serving.workers import BatchLoop, Unpacked
+
+
+class Api(LitAPI):
+    """Of which the loop looks at the settings alone."""
+
+    def setup(self, device: str) -> None: ...
+
+    def predict(self, x: Any) -> Any: ...
+
+
+def test_answers_of_a_batch_go_back_in_one_message() -> None:
+    """And come out one by one, each of which is LitServe's; who has waited too long has an answer of its own."""
+    loop = BatchLoop()
+    with Manager() as manager:
+        queue = manager.Queue()
+        transport = MPQueueTransport(manager, [queue])
+        questions = manager.Queue()
+        api = Api(max_batch_size=4, batch_timeout=0.01)
+        api.request_timeout = 5.0
+        for uid, asked in (("a", 1e12), ("old", 0.0), ("b", 1e12), ("c", 1e12)):
+            questions.put((0, uid, asked, f"question {uid}"))
+        batch, late = loop.get_batch_requests(api, questions, transport)
+        assert ([uid for _, uid, _ in batch], late) == (["a", "b", "c"], [(0, "old")])
+        regular = LoopResponseType.REGULAR
+        loop.put_response(transport, 0, "old", None, LitAPIStatus.ERROR, regular)
+        for uid, status in (("a", LitAPIStatus.OK), ("b", LitAPIStatus.ERROR), ("c", LitAPIStatus.OK)):
+            loop.put_response(transport, 0, uid, f"answer {uid}", status, regular)
+        assert queue.qsize() == 1 + 1  # the late one's, and the batch's
+
+        async def received() -> list[tuple[str, Any, LitAPIStatus]]:
+            reader = Unpacked(transport)
+            messages = [await reader.areceive(0) for _ in range(4)]
+            return [(uid, content, status) for uid, (content, status, *_) in messages]
+
+        found = asyncio.run(received())
+    assert found == [
+        ("old", None, LitAPIStatus.ERROR),
+        ("a", "answer a", LitAPIStatus.OK),
+        ("b", "answer b", LitAPIStatus.ERROR),
+        ("c", "answer c", LitAPIStatus.OK),
+    ]
