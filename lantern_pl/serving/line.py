@@ -12,6 +12,9 @@ from litserve.utils import LitAPIStatus, ResponseBufferItem
 
 from lantern_pl.serving.errors import ServiceError
 
+_Message = tuple[int, str, float, Any]
+"""As LitServe's workers take it: who is to be answered, under which name, when it was asked, and what."""
+
 
 class Line:
     """Puts questions into LitServe's queue of one route and waits for their answers.
@@ -21,14 +24,48 @@ class Line:
         route: the worker's `api_path`.
         max_waiting: how many questions may be open at once.
         timeout: seconds for an answer.
+        group: up to how many questions that come at once go in one message, for a `BatchLoop`; 1 for LitServe's own loops.
     """
 
-    def __init__(self, server: LitServer, route: str, max_waiting: int, timeout: float) -> None:
+    def __init__(self, server: LitServer, route: str, max_waiting: int, timeout: float, group: int = 1) -> None:
+        self.group = group
         self.waiting = 0
         self.max_waiting = max_waiting
         self.timeout = timeout
         self._server = server
         self._route = route
+        self._coming: list[_Message] = []
+
+    def put(self, message: _Message) -> None:
+        """Send a question to the workers; a group's, once all that is to be done at the moment is done.
+
+        Raises ServiceError if the service is ending; of a group, `_ENDING` is the answer then.
+        """
+        if self.group == 1:
+            try:
+                self._queue.put(message)
+            except (OSError, EOFError):
+                raise _ending() from None
+            return
+        if not self._coming:
+            asyncio.get_running_loop().call_soon(self._put_coming)
+        self._coming.append(message)
+
+    def _put_coming(self) -> None:
+        coming, self._coming = self._coming, []
+        for start in range(0, len(coming), self.group):
+            messages = coming[start : start + self.group]
+            try:
+                self._queue.put(messages)
+            except (OSError, EOFError):
+                for _, uid, *_ in messages:
+                    if (said := self._server.response_buffer.get(uid)) is not None:
+                        said.response = (_ENDING, LitAPIStatus.ERROR)
+                        said.event.set()
+
+    @property
+    def _queue(self) -> Any:
+        return self._server.litapi_request_queues[self._route]
 
     def check_room(self, questions: int) -> None:
         """Raise ServiceError unless there is room for so many more questions."""
@@ -61,6 +98,11 @@ class Line:
 
 
 _FINISHED = object()
+_ENDING = object()
+
+
+def _ending() -> ServiceError:
+    return ServiceError(503, "not_ready", "The service is ending.", 5.0)
 
 
 class _Asked:
@@ -74,11 +116,10 @@ class _Asked:
         line.waiting += 1
         self._buffer[self._uid] = self._said
         try:
-            queue = line._server.litapi_request_queues[line._route]
-            queue.put((line._server.app.response_queue_id, self._uid, time.monotonic(), question))
-        except (OSError, EOFError):
+            line.put((line._server.app.response_queue_id, self._uid, time.monotonic(), question))
+        except ServiceError:
             self.close()
-            raise ServiceError(503, "not_ready", "The service is ending.", 5.0) from None
+            raise
 
     async def next(self, until: float) -> Any:
         """The answer, or the next piece of one."""
@@ -93,6 +134,8 @@ class _Asked:
         content, status = said.response or said.response_queue.popleft()
         if status == LitAPIStatus.FINISH_STREAMING:
             return _FINISHED
+        if content is _ENDING:
+            raise _ending()
         if status != LitAPIStatus.OK:
             # A worker of ours says in words that it failed: this is one that died, or found the question out of date.
             raise ServiceError(504, "timeout", f"No answer within {self._line.timeout:g} seconds.", 1.0)

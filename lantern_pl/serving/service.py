@@ -111,7 +111,13 @@ def make_server(config: ServeConfig) -> Server:
         ],
     )
     lines = {
-        worker.api_path: Line(server, worker.api_path, waiting, config.timeout)
+        worker.api_path: Line(
+            server,
+            worker.api_path,
+            waiting,
+            config.timeout,
+            group=config.max_batch_size if isinstance(worker, EncoderWorker) else 1,
+        )
         for worker in workers
         for waiting in [config.max_waiting if worker.api_path == "/fit" else config.max_waiting_explain]
     }

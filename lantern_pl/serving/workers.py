@@ -24,14 +24,18 @@ class BatchLoop(BatchedLoop):
 
     LitServe's own loop asks its queue once a millisecond, each time through another process; this one sleeps until the
     first pair comes, and then waits for others no longer than the batch's timeout. Pairs that have waited longer than a
-    client does are left out. The answers of a batch go back in one message, for `Unpacked`.
+    client does are left out. Pairs may come in lists, as `Line` sends them, and the answers of a batch go back in one
+    message, for `Unpacked`.
 
     No message tells that a pair was taken up: LitServe would look for it in another process than the one that answers, so
     that the pairs of a worker that dies end by their timeout either way.
     """
 
-    _unanswered: set[str]
-    _answers: list[tuple[str, tuple[Any, ...]]]
+    def __init__(self) -> None:
+        super().__init__()
+        self._taken: deque[Any] = deque()
+        self._unanswered: set[str] = set()
+        self._answers: list[tuple[str, tuple[Any, ...]]] = []
 
     def get_batch_requests(
         self, lit_api: LitAPI, request_queue: Queue[Any], transport: MessageTransport
@@ -40,10 +44,13 @@ class BatchLoop(BatchedLoop):
         late: list[Any] = []
         wait, end = _IDLE, float("inf")
         while len(batch) < lit_api.max_batch_size:
-            try:
-                consumer, uid, asked, payload = request_queue.get(timeout=wait) if wait > 0 else request_queue.get_nowait()
-            except Empty:
-                break
+            if not self._taken:
+                try:
+                    taken = request_queue.get(timeout=wait) if wait > 0 else request_queue.get_nowait()
+                except Empty:
+                    break
+                self._taken.extend(taken if isinstance(taken, list) else [taken])
+            consumer, uid, asked, payload = self._taken.popleft()
             now = time.monotonic()
             if now - asked > (lit_api.request_timeout or float("inf")):
                 late.append((consumer, uid))

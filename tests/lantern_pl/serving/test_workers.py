@@ -28,8 +28,9 @@ def test_answers_of_a_batch_go_back_in_one_message() -> None:
         questions = manager.Queue()
         api = Api(max_batch_size=4, batch_timeout=0.01)
         api.request_timeout = 5.0
-        for uid, asked in (("a", 1e12), ("old", 0.0), ("b", 1e12), ("c", 1e12)):
-            questions.put((0, uid, asked, f"question {uid}"))
+        asked = [(0, uid, at, f"question {uid}") for uid, at in (("a", 1e12), ("old", 0.0), ("b", 1e12), ("c", 1e12))]
+        questions.put(asked[0])
+        questions.put(asked[1:])
         batch, late = loop.get_batch_requests(api, questions, transport)
         assert ([uid for _, uid, _ in batch], late) == (["a", "b", "c"], [(0, "old")])
         regular = LoopResponseType.REGULAR
