@@ -83,7 +83,7 @@ def training_of(model: str) -> Training | None:
     """As a student's folder says, of its run or its export; None for any other model."""
     folder, manifest = Path(locate(model)), read_manifest(model)
     about = manifest or (read_interface(folder) if (folder / INTERFACE).is_file() else {})
-    length = (about["data"] if manifest and "data" in about else about).get("max_length")
+    length = (about.get("data") or about).get("max_length")
     return Training(length, about.get("task") or {}) if isinstance(length, int) else None
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """`count` resamples, the same ones for the same units: the jobs of `units_of`, or whatever is drawn with its pairs."""
+    """`count` resamples, the same ones for the same units: jobs or candidates, or whatever is drawn with its pairs."""
 
     count: int = 1000
     seed: int = 0
@@ -105,11 +105,14 @@ class Bootstrap:
         return found
 
 
-def units_of(pairs: Sequence[Pair]) -> tuple[str, list[str]]:
-    """What is drawn with its pairs, and each pair's: "jobs", or "candidates" where there are too few jobs for that; what is
-    found is then of these jobs alone."""
-    jobs = [pair.job_id for pair in pairs]
-    return ("jobs", jobs) if len(set(jobs)) >= FEWEST else ("candidates", [pair.candidate_id for pair in pairs])
+def drawn_of(pairs: Sequence[Pair]) -> Literal["jobs", "candidates"]:
+    """What is drawn with its pairs: candidates where there are too few jobs; what is found is then of these jobs alone."""
+    return "jobs" if len({pair.job_id for pair in pairs}) >= FEWEST else "candidates"
+
+
+def units_of(pairs: Sequence[Pair], drawn: Literal["jobs", "candidates"]) -> list[str]:
+    """What each pair is drawn with."""
+    return [pair.job_id if drawn == "jobs" else pair.candidate_id for pair in pairs]
 
 
 def _numbered(names: Sequence[object]) -> NDArray[np.int64]:

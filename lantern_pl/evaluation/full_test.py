@@ -25,7 +25,7 @@ from lantern_pl.data.records import fingerprint
 from lantern_pl.errors import UserError
 from lantern_pl.evaluation import levels
 from lantern_pl.evaluation.asking import Written, about, answers_of, level_probs_of
-from lantern_pl.evaluation.bootstrap import Bootstrap, Estimate, mean, units_of
+from lantern_pl.evaluation.bootstrap import Bootstrap, Estimate, drawn_of, mean, units_of
 from lantern_pl.evaluation.comparison import console_of
 from lantern_pl.evaluation.explanation_checks import ExplanationCheck
 from lantern_pl.evaluation.explanations import check_all, explanation_statistics
@@ -172,7 +172,7 @@ class FullTest:
                 "path": self.data.paths["test"] or self.data.paths["train"],
                 "sha256": fingerprint(self.pairs),
                 "jobs": len({pair.job_id for pair in self.pairs}),
-                "drawn": units_of(self.pairs)[0],
+                "drawn": drawn_of(self.pairs),
                 "explained": len(self.explained),
             },
             "loss": dict(self.student.metrics),
@@ -220,18 +220,18 @@ class FullTest:
         if "level_probs" in model.capabilities:
             said.probs = level_probs_of(model, self.pairs, self.task, batch, bar)
             bins = self.settings.bins
-            said.figures |= levels.level_estimates(said.probs, self.right, bins, self.bootstrap, units_of(self.pairs)[1])
+            said.figures |= levels.level_estimates(said.probs, self.right, bins, self.bootstrap, self._units(self.pairs))
         if self.student.kind == "encoder" or not self.explained:
             return said
         if "annotate" in model.capabilities:
             said.answers = answers_of(model, self.explained, self.task, self.data.max_length, self.limit, batch, bar)
             said.checks = check_all(said.answers, self.explained, self.task)
             statistics = explanation_statistics(said.answers, said.checks, self.explained, self.encoder_levels)
-            said.figures |= self.bootstrap.estimates(statistics, units_of(self.explained)[1])
+            said.figures |= self.bootstrap.estimates(statistics, self._units(self.explained))
         tokens = token_figures(model, teacher, self.explained, self.task, self.data.max_length, self.device, bar)
         counts = tokens.pop("tokens", None)
         statistics = {figure: mean(values, counts) for figure, values in tokens.items()}
-        said.figures |= self.bootstrap.estimates(statistics, units_of(self.explained)[1])
+        said.figures |= self.bootstrap.estimates(statistics, self._units(self.explained))
         return said
 
     @cached_property
@@ -242,6 +242,9 @@ class FullTest:
         encoder = self.others.encoder.to(self.device)
         probs = level_probs_of(encoder, self.explained, self.task, self.data.eval_batch_size, self._bar("encoder"))
         return [self.task.levels[best] for best in probs.argmax(-1).tolist()]
+
+    def _units(self, pairs: Sequence[Pair]) -> list[str]:
+        return units_of(pairs, drawn_of(self.pairs))
 
     def _bar(self, name: str) -> Bar:
         def bar(rows: Sequence[Any], what: str) -> Iterable[Any]:
@@ -262,7 +265,7 @@ class FullTest:
             "figures": {name: figure.as_json() for name, figure in said.figures.items()},
         }
         if said.probs is not None:
-            each = levels.of_each_level(said.probs, self.right, self.task.levels, self.bootstrap, units_of(self.pairs)[1])
+            each = levels.of_each_level(said.probs, self.right, self.task.levels, self.bootstrap, self._units(self.pairs))
             found["per_level"] = {
                 level: {figure: value.as_json() for figure, value in figures.items()} for level, figures in each.items()
             }

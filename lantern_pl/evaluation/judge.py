@@ -13,7 +13,7 @@ import numpy as np
 
 from lantern_pl.data.pair import Pair
 from lantern_pl.errors import UserError
-from lantern_pl.evaluation.bootstrap import Bootstrap, mean, ratio, units_of
+from lantern_pl.evaluation.bootstrap import Bootstrap, drawn_of, mean, ratio, units_of
 from lantern_pl.evaluation.token_divergence import Bar
 from lantern_pl.labelling.answers import BadAnswer, read_answer, repair_messages
 from lantern_pl.plugin_checks import ask
@@ -92,7 +92,7 @@ def judge(
     firsts = np.array([[{FIRST: 1.0, SECOND: 0.0}.get(verdict or "", np.nan) for verdict in orders] for orders in both])
     named = np.isfinite(firsts.reshape(-1, 2)).sum(1).astype(np.float64)
     shares = ratio(np.nansum(firsts.reshape(-1, 2), 1), named)
-    _, units = units_of(pairs)
+    units = units_of(pairs, drawn_of(pairs))
     return {
         "against": against,
         "pairs": len(pairs),

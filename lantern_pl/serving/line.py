@@ -1,6 +1,7 @@
 """The line to a model's workers: questions go in, answers come back, and nobody waits for ever."""
 
 import asyncio
+import sys
 import time
 import uuid
 from collections import deque
@@ -10,7 +11,7 @@ from typing import Any
 from litserve import LitServer
 from litserve.utils import LitAPIStatus, ResponseBufferItem
 
-from lantern_pl.serving.errors import ServiceError
+from lantern_pl.serving.errors import ServiceError, place_of
 
 _Message = tuple[int, str, float, Any]
 """As LitServe's workers take it: who is to be answered, under which name, when it was asked, and what."""
@@ -39,7 +40,7 @@ class Line:
     def put(self, message: _Message) -> None:
         """Send a question to the workers; a group's, once all that is to be done at the moment is done.
 
-        Raises ServiceError if the service is ending; of a group, `_ENDING` is the answer then.
+        Raises ServiceError if the service is ending; a group's is answered with it then.
         """
         if self.group == 1:
             try:
@@ -57,10 +58,13 @@ class Line:
             messages = coming[start : start + self.group]
             try:
                 self._queue.put(messages)
-            except (OSError, EOFError):
+            except Exception as error:  # whatever it is, nobody else would hear of it
+                is_ending = isinstance(error, (OSError, EOFError))
+                if not is_ending:
+                    print(f"{self._route}: {place_of(error)}", file=sys.stderr, flush=True)
                 for _, uid, *_ in messages:
                     if (said := self._server.response_buffer.get(uid)) is not None:
-                        said.response = (_ENDING, LitAPIStatus.ERROR)
+                        said.response = (_ending() if is_ending else _broken(), LitAPIStatus.ERROR)
                         said.event.set()
 
     @property
@@ -79,8 +83,10 @@ class Line:
         room for all of them, or they took too long."""
         self.check_room(len(questions))
         until = time.monotonic() + self.timeout
-        asked = [_Asked(self, question) for question in questions]
+        asked: list[_Asked] = []
         try:
+            for question in questions:
+                asked.append(_Asked(self, question))  # those before one that fails are closed, too
             return [await one.next(until) for one in asked]
         finally:
             for one in asked:
@@ -98,11 +104,14 @@ class Line:
 
 
 _FINISHED = object()
-_ENDING = object()
 
 
 def _ending() -> ServiceError:
     return ServiceError(503, "not_ready", "The service is ending.", 5.0)
+
+
+def _broken() -> ServiceError:
+    return ServiceError(500, "internal", "Something failed here that isn't your request's fault.")
 
 
 class _Asked:
@@ -134,8 +143,8 @@ class _Asked:
         content, status = said.response or said.response_queue.popleft()
         if status == LitAPIStatus.FINISH_STREAMING:
             return _FINISHED
-        if content is _ENDING:
-            raise _ending()
+        if isinstance(content, ServiceError):
+            raise content
         if status != LitAPIStatus.OK:
             # A worker of ours says in words that it failed: this is one that died, or found the question out of date.
             raise ServiceError(504, "timeout", f"No answer within {self._line.timeout:g} seconds.", 1.0)

@@ -116,7 +116,7 @@ def make_server(config: ServeConfig) -> Server:
             worker.api_path,
             waiting,
             config.timeout,
-            group=config.max_batch_size if isinstance(worker, EncoderWorker) else 1,
+            group=_group(server, worker, config),
         )
         for worker in workers
         for waiting in [config.max_waiting if worker.api_path == "/fit" else config.max_waiting_explain]
@@ -132,6 +132,12 @@ def make_server(config: ServeConfig) -> Server:
     )
     _register(server, routes, metrics, config, encoder, decoder)
     return server
+
+
+def _group(server: Server, worker: LitAPI, config: ServeConfig) -> int:
+    """How many questions go in one message. Of several workers, each takes one by one what the others leave."""
+    alone = len(server._inference_workers_config_for_api(worker.api_path)) == 1
+    return config.max_batch_size if alone and isinstance(worker, EncoderWorker) else 1
 
 
 def _decoder_worker(decoder: Student, config: ServeConfig) -> LitAPI:

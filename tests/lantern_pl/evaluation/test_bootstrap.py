@@ -12,6 +12,7 @@ from lantern_pl.evaluation.bootstrap import (
     LEVEL,
     Bootstrap,
     Statistic,
+    drawn_of,
     estimate,
     mean,
     ratio,
@@ -113,9 +114,9 @@ def test_candidates_are_drawn_where_jobs_are_too_few() -> None:
     def pairs(jobs: int) -> list[Pair]:
         return [Pair(str(n), f"j{n % jobs}", f"c{n}", "job", "candidate") for n in range(20)]
 
-    assert units_of(pairs(FEWEST))[0] == "jobs"
-    assert units_of(pairs(FEWEST))[1][:2] == ["j0", "j1"]
-    assert units_of(pairs(FEWEST - 1)) == ("candidates", [f"c{n}" for n in range(20)])
+    assert (drawn_of(pairs(FEWEST)), drawn_of(pairs(FEWEST - 1))) == ("jobs", "candidates")
+    assert units_of(pairs(FEWEST), "jobs")[:2] == ["j0", "j1"]
+    assert units_of(pairs(FEWEST), "candidates") == [f"c{n}" for n in range(20)]
 
 
 @pytest.mark.parametrize("units", [FEWEST, 8, 20, 1000])

@@ -2,11 +2,14 @@
 
 import asyncio
 from multiprocessing import Manager
+from pathlib import Path
 from typing import Any
 
+import pytest
 from litserve import LitAPI
 from litserve.transport.process_transport import MPQueueTransport
 from litserve.utils import LitAPIStatus, LoopResponseType
+from serving_support import PAIR, running
 
 from lantern_pl.serving.workers import BatchLoop, Unpacked
 
@@ -51,3 +54,17 @@ def test_answers_of_a_batch_go_back_in_one_message() -> None:
         ("b", "answer b", LitAPIStatus.ERROR),
         ("c", "answer c", LitAPIStatus.OK),
     ]
+
+
+@pytest.mark.slow
+def test_two_workers_share_what_comes(students: dict[str, str], tmp_path: Path) -> None:
+    """A request of many pairs isn't one worker's: they are asked for one by one."""
+    workers = ("--workers_per_device=2", "--threads=1", "--max_batch_size=8", "--batch_timeout=0.2")
+    with running(tmp_path / "service.log", "--encoder", students["encoder"], *workers) as service:
+        answers = [service.post("/fit", {"pairs": [PAIR] * 4}) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [200] * 5
+        scores = [fit["score"] for answer in answers for fit in answer.json()["answers"]]
+        assert len(scores) == 20
+        assert max(scores) - min(scores) < 1e-5
+        batches = [service.line_of(answer.headers["x-request-id"])["batch"] for answer in answers]
+    assert min(batches) < 4, batches
